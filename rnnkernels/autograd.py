@@ -1,0 +1,256 @@
+"""``torch.autograd.Function``s of the layers and cells.
+
+They are what :mod:`rnnkernels.functional` applies when a gradient may be needed, and all they do is call operators:
+``LSTMFunction.forward`` the forward operator of a backend family, ``LSTMFunction.backward`` the backward operator of the same
+family. Flags and weights are flat, in the order of :mod:`rnnkernels.layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import derivatives, ops  # noqa: F401  (ops registers the operators these call)
+from .layout import operator
+
+
+class LSTMFunction(torch.autograd.Function):
+    """One LSTM layer, both directions.
+
+    ``LSTMFunction.apply(family, has_biases, has_projection, bidirectional, batch_sizes, input, h0, c0, *weights)`` returns
+    ``(output, h_n, c_n, gates, cells)``; the last two are what backward keeps. Shapes and dtypes: :mod:`rnnkernels.ops`.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        family: str,
+        has_biases: bool,
+        has_projection: bool,
+        bidirectional: bool,
+        batch_sizes: Tensor | None,
+        input: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        op = operator(family, "lstm_forward")
+        return op(input, batch_sizes, h0, c0, weights, has_biases, has_projection, bidirectional, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.family, *flags, batch_sizes, input, h0, c0 = inputs[:8]
+        derivatives.save(ctx, input, batch_sizes, (h0, c0), inputs[8:], tuple(flags), output[0], output[3:])
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None):
+        needs_input, needs_weights = ctx.needs_input_grad[5], any(ctx.needs_input_grad[8:])
+        layer = derivatives.saved(ctx)
+        d_input, d_h0, d_c0, *d_weights = _layer_backward("lstm", ctx.family, layer, grads, needs_input, needs_weights)
+        return *(None,) * 5, d_input, d_h0, d_c0, *d_weights
+
+
+class GRUFunction(torch.autograd.Function):
+    """One GRU layer, both directions.
+
+    ``GRUFunction.apply(family, has_biases, bidirectional, batch_sizes, input, h0, *weights)`` returns ``(output, h_n, gates)``;
+    the last is what backward keeps. Shapes and dtypes: :mod:`rnnkernels.ops`.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        family: str,
+        has_biases: bool,
+        bidirectional: bool,
+        batch_sizes: Tensor | None,
+        input: Tensor,
+        h0: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        op = operator(family, "gru_forward")
+        return op(input, batch_sizes, h0, weights, has_biases, bidirectional, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.family, *flags, batch_sizes, input, h0 = inputs[:6]
+        derivatives.save(ctx, input, batch_sizes, (h0,), inputs[6:], tuple(flags), output[0], output[2:])
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None):
+        needs_input, needs_weights = ctx.needs_input_grad[4], any(ctx.needs_input_grad[6:])
+        layer = derivatives.saved(ctx)
+        d_input, d_h0, *d_weights = _layer_backward("gru", ctx.family, layer, grads, needs_input, needs_weights)
+        return *(None,) * 4, d_input, d_h0, *d_weights
+
+
+class LSTMCellFunction(torch.autograd.Function):
+    """One LSTM step: the layer operator with T = 1.
+
+    ``LSTMCellFunction.apply(family, input, h0, c0, *weights)``, input (N, I), h0 and c0 (N, H), weights w_ih, w_hh and either
+    both biases or none, returns ``(h, c, gates, cells)``; the last two are what backward keeps.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        family: str, input: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        op = operator(family, "lstm_forward")
+        x, h, c = input.unsqueeze(0), h0.unsqueeze(0), c0.unsqueeze(0)
+        _, h, c, gates, cells = op(x, None, h, c, weights, len(weights) == 4, False, False, True)
+        return _drop_step(h), _drop_step(c), gates, cells
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.family, input, h0, c0, *weights = inputs
+        _, _, gates, cells = output
+        flags = (len(weights) == 4, False, False)
+        # Backward reads output only to know the state before steps 1, 2, …: one step has none, and h0 stands in, so that a
+        # caller may change h in place.
+        derivatives.save(ctx, input, None, (h0, c0), weights, flags, output=h0, gates_and_cells=(gates, cells))
+
+    @staticmethod
+    def backward(ctx, d_h: Tensor | None, d_c: Tensor | None, *_):
+        needs_input, needs_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[4:])
+        layer = _cell_as_layer(derivatives.saved(ctx))
+        grads = (None, _unsqueeze(d_h), _unsqueeze(d_c))
+        d_input, d_h0, d_c0, *d_weights = _layer_backward("lstm", ctx.family, layer, grads, needs_input, needs_weights)
+        return None, _squeeze(d_input), d_h0.squeeze(0), d_c0.squeeze(0), *d_weights
+
+
+class GRUCellFunction(torch.autograd.Function):
+    """One GRU step: the layer operator with T = 1.
+
+    ``GRUCellFunction.apply(family, input, h0, *weights)``, input (N, I), h0 (N, H), weights w_ih, w_hh and either both biases
+    or none, returns ``(h, gates)``; the last is what backward keeps.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(family: str, input: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        op = operator(family, "gru_forward")
+        _, h, gates = op(input.unsqueeze(0), None, h0.unsqueeze(0), weights, len(weights) == 4, False, True)
+        return _drop_step(h), gates
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.family, input, h0, *weights = inputs
+        _, gates = output
+        flags = (len(weights) == 4, False)
+        derivatives.save(ctx, input, None, (h0,), weights, flags, output=h0, gates_and_cells=(gates,))  # h0: as for LSTM
+
+    @staticmethod
+    def backward(ctx, d_h: Tensor | None, _):
+        needs_input, needs_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[3:])
+        layer = _cell_as_layer(derivatives.saved(ctx))
+        grads = (None, _unsqueeze(d_h))
+        d_input, d_h0, *d_weights = _layer_backward("gru", ctx.family, layer, grads, needs_input, needs_weights)
+        return None, _squeeze(d_input), d_h0.squeeze(0), *d_weights
+
+
+class BackwardFunction(torch.autograd.Function):
+    """A layer's backward as a differentiable function, for second and higher derivatives.
+
+    ``BackwardFunction.apply(cell, family, flags, needs_input, needs_weights, batch_sizes, *operands)`` with operands the
+    gradients of output and final states, then input, states, output, saved tensors and weights, returns the backward
+    operator's results, flat.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        cell: str,
+        family: str,
+        flags: tuple[bool, ...],
+        needs_input: bool,
+        needs_weights: bool,
+        batch_sizes: Tensor | None,
+        *operands: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        n = derivatives.N_STATES[cell]
+        grads, (input, *rest) = operands[: n + 1], operands[n + 1 :]
+        layer = derivatives.Saved(input, batch_sizes, rest[:n], rest[2 * n + 1 :], rest[n : 2 * n + 1], flags)
+        *results, d_weights = operator(family, f"{cell}_backward")(
+            *layer.backward_arguments(grads, needs_input, needs_weights)
+        )
+        return *results, *d_weights
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.cell, _, ctx.flags, _, _, batch_sizes, *operands = inputs
+        n = derivatives.N_STATES[ctx.cell]
+        weights = operands[3 * n + 3 :]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(batch_sizes, *operands[: 2 * n + 2], *weights)
+        ctx.n_weights = len(weights)
+
+    @staticmethod
+    def backward(ctx, *second_grads: Tensor | None):
+        batch_sizes, *operands = ctx.saved_tensors
+        n = derivatives.N_STATES[ctx.cell]
+        missing = (None,) * (1 + n + ctx.n_weights - len(second_grads))
+        result = derivatives.second_order(ctx.cell, batch_sizes, operands, ctx.flags, (*second_grads, *missing))
+        kept = (None,) * (n + 1)  # output and saved are functions of the inputs, and accounted for there
+        return *(None,) * 6, *result[: 2 * n + 2], *kept, *result[2 * n + 2 :]
+
+
+def _layer_backward(
+    cell: str,
+    family: str,
+    layer: derivatives.Saved,
+    grads: Sequence[Tensor | None],
+    needs_input: bool,
+    needs_weights: bool,
+) -> list[Tensor | None]:
+    """-> gradients of input, states and each weight, None where not needed."""
+    if torch.is_grad_enabled():  # somebody may differentiate these gradients
+        d_input, *rest = BackwardFunction.apply(
+            cell,
+            family,
+            layer.flags,
+            needs_input,
+            needs_weights,
+            layer.batch_sizes,
+            *grads[: 1 + len(layer.states)],
+            layer.input,
+            *layer.states,
+            *layer.kept,
+            *layer.weights,
+        )
+    else:
+        arguments = layer.backward_arguments(grads, needs_input, needs_weights)
+        d_input, *d_states, d_weights = operator(family, f"{cell}_backward")(*arguments)
+        rest = [*d_states, *d_weights]
+    missing = [] if needs_weights else [None] * len(layer.weights)
+    return [d_input if needs_input else None, *rest, *missing]
+
+
+def _cell_as_layer(cell: derivatives.Saved) -> derivatives.Saved:
+    """A step's tensors with the axes the layer operators have: one time step, one direction."""
+    return cell._replace(
+        input=cell.input.unsqueeze(0),
+        states=[state.unsqueeze(0) for state in cell.states],
+        kept=[cell.kept[0].unsqueeze(0), *cell.kept[1:]],
+    )
+
+
+def _drop_step(state: Tensor) -> Tensor:
+    # (1, N, H) -> (N, H). Autograd forbids in-place changes of outputs that are views made inside a Function; this makes none,
+    # and may share storage because nobody else holds the (1, N, H) tensor.
+    return torch.ops.aten._unsafe_view(state, state.shape[1:])
+
+
+def _unsqueeze(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.unsqueeze(0)
+
+
+def _squeeze(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.squeeze(0)

@@ -1,0 +1,329 @@
+"""LSTM and GRU as functions of tensors: layers, dropout between them, ``batch_first``, autocast, and the choice of backend.
+
+The modules call these; so can anybody who keeps weights elsewhere. Weights come as one flat list in torch.nn's registration
+order: for each layer, for each direction, ``w_ih, w_hh, [b_ih, b_hh], [w_hr]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import autocast, autograd
+from .backends import FLOAT_DTYPES, Backend, Request, aten, choose, reference
+from .layout import GRU_GATES, LSTM_GATES, operator, weights_per_direction
+
+_GATES = {"lstm": LSTM_GATES, "gru": GRU_GATES}
+_LAYER_FUNCTIONS = {"lstm": autograd.LSTMFunction, "gru": autograd.GRUFunction}
+_CELL_FUNCTIONS = {"lstm": autograd.LSTMCellFunction, "gru": autograd.GRUCellFunction}
+_REFERENCE = {"lstm": reference.lstm_forward, "gru": reference.gru_forward}
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    has_biases: bool = True,
+    has_projection: bool = False,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    train: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A stack of LSTM layers (equations L1-L8 of :mod:`rnnkernels.backends.reference`).
+
+    L layers, D directions, H hidden size, P = projection size or H, N batch size, T steps, I input size.
+
+    Args:
+        input: (T, N, I), or (N, T, I) with ``batch_first``, or with ``batch_sizes`` the packed data (R, I) of a
+            :class:`~torch.nn.utils.rnn.PackedSequence`. float32, float64, float16 or bfloat16.
+        hx: h_0 (L*D, N, P) and c_0 (L*D, N, H); zeros if None.
+        weights: flat list, see the module's description.
+        has_projection: whether each direction ends with a projection weight w_hr (P, H).
+        dropout: probability of zeroing an element of a layer's output before the next layer, when ``train``.
+        batch_sizes: CPU int64 tensor (T,), how many sequences are active at each step.
+
+    Returns:
+        output (T, N, D*P), laid out as the input was, and (h_n, c_n), shaped as hx.
+
+    Raises:
+        RuntimeError: shapes that do not fit each other, tensors on different devices, an empty sequence, or (as
+            ``UnsupportedRequest``) a backend asked for by name that cannot serve.
+        TypeError: an input that is not floating point.
+        ValueError: an input whose dtype is not the weights'; a weight list of the wrong length.
+    """
+    return _stack(
+        "lstm",
+        input,
+        hx,
+        weights,
+        num_layers,
+        has_biases,
+        has_projection,
+        bidirectional,
+        dropout,
+        train,
+        batch_first,
+        batch_sizes,
+    )
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    has_biases: bool = True,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    train: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A stack of GRU layers (equations G1-G5 of :mod:`rnnkernels.backends.reference`).
+
+    Arguments, shapes and errors as for :func:`lstm`, with the one state h_0 (L*D, N, H) and no projection.
+
+    Returns:
+        output (T, N, D*H), laid out as the input was, and h_n, shaped as hx.
+    """
+    states = None if hx is None else (hx,)
+    output, (h_n,) = _stack(
+        "gru",
+        input,
+        states,
+        weights,
+        num_layers,
+        has_biases,
+        False,
+        bidirectional,
+        dropout,
+        train,
+        batch_first,
+        batch_sizes,
+    )
+    return output, h_n
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One LSTM step: input (N, I), hx = h, c each (N, H), w_ih (4H, I), w_hh (4H, H), biases (4H,) -> h, c each (N, H)."""
+    h, c = _cell("lstm", input, hx, (w_ih, w_hh, b_ih, b_hh))
+    return h, c
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """One GRU step: input (N, I), hx (N, H), w_ih (3H, I), w_hh (3H, H), biases (3H,) -> h (N, H)."""
+    return _cell("gru", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+
+
+# --- shared by both cells ------------------------------------------------------------------------------------------------
+
+
+def _stack(
+    cell: str,
+    input: Tensor,
+    hx: tuple[Tensor, ...] | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    has_biases: bool,
+    has_projection: bool,
+    bidirectional: bool,
+    dropout: float,
+    train: bool,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    directions = 2 if bidirectional else 1
+    per_layer = weights_per_direction(has_biases, has_projection) * directions
+    if len(weights) != per_layer * num_layers:
+        raise ValueError(
+            f"expected {per_layer * num_layers} weights for {num_layers} layer(s) of {per_layer}, got {len(weights)}"
+        )
+    hidden_size = weights[0].size(0) // _GATES[cell]
+    state_size = weights[1].size(1)  # what recurs: the projection's size, or hidden_size
+    swap_axes = batch_first and batch_sizes is None
+    if swap_axes and input.dim() == 3:
+        input = input.transpose(0, 1)
+    batch = _check_input(input, batch_sizes, weights)
+    widths = (state_size, hidden_size) if cell == "lstm" else (hidden_size,)
+    shapes = [(num_layers * directions, batch, width) for width in widths]
+    if hx is None:
+        states = tuple(input.new_zeros(shape) for shape in shapes)
+    else:
+        states = tuple(hx)
+        _check_states(states, shapes, input)
+
+    device_type = input.device.type
+    lowered = autocast.active(device_type)
+    if lowered:
+        dtype = autocast.compute_dtype(cell, device_type, (input, *states, *weights))
+        input, states, weights = input.to(dtype), tuple(s.to(dtype) for s in states), [w.to(dtype) for w in weights]
+    with torch.autocast(device_type, enabled=False) if lowered else nullcontext():
+        backend, transformed = _choose(
+            cell,
+            input,
+            hidden_size,
+            proj_size=state_size if has_projection else 0,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            packed=batch_sizes is not None,
+        )
+        if backend.family is None:
+            output, *finals = aten.forward(
+                cell, input, batch_sizes, states, weights, has_biases, num_layers, dropout, train, bidirectional
+            )
+        else:
+            flags = (has_biases, has_projection, bidirectional) if cell == "lstm" else (has_biases, bidirectional)
+            output, layers = input, []
+            for layer in range(num_layers):
+                if layer > 0 and train and dropout > 0:
+                    output = F.dropout(output, dropout, training=True)
+                first = layer * directions
+                own_states = states if num_layers == 1 else tuple(s[first : first + directions] for s in states)
+                own_weights = weights[layer * per_layer : (layer + 1) * per_layer]
+                output, *own_finals = _layer(
+                    cell, backend, transformed, flags, output, batch_sizes, own_states, own_weights
+                )
+                layers.append(own_finals)
+            finals = layers[0] if num_layers == 1 else [torch.cat(final) for final in zip(*layers, strict=True)]
+    return (output.transpose(0, 1) if swap_axes else output), tuple(finals)
+
+
+def _layer(
+    cell: str,
+    backend: Backend,
+    transformed: bool,
+    flags: tuple[bool, ...],
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """One layer on an operator backend -> output and the final states."""
+    n_results = 1 + len(states)
+    if _forward_ad_active():
+        return _REFERENCE[cell](input, batch_sizes, *states, weights, *flags, False)[:n_results]
+    if transformed or _needs_grad(input, *states, *weights):
+        function = _LAYER_FUNCTIONS[cell]
+        return function.apply(backend.family, *flags, batch_sizes, input, *states, *weights)[:n_results]
+    op = operator(backend.family, f"{cell}_forward")
+    return op(input, batch_sizes, *states, weights, *flags, False)[:n_results]
+
+
+def _cell(
+    cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+) -> tuple[Tensor, ...]:
+    device_type = input.device.type
+    present = [w for w in weights if w is not None]
+    lowered = autocast.active(device_type)
+    if lowered:
+        dtype = autocast.compute_dtype(f"{cell}_cell", device_type, (input, *states, *present))
+        input, states = input.to(dtype), tuple(s.to(dtype) for s in states)
+        weights = tuple(None if w is None else w.to(dtype) for w in weights)
+        present = [w for w in weights if w is not None]
+    with torch.autocast(device_type, enabled=False) if lowered else nullcontext():
+        backend, transformed = _choose(cell, input, hidden_size=weights[1].size(1))
+        if backend.family is None:
+            return aten.cell_forward(cell, input, states, weights)
+        if not _forward_ad_active() and (transformed or _needs_grad(input, *states, *present)):
+            return _CELL_FUNCTIONS[cell].apply(backend.family, input, *states, *present)[: len(states)]
+        flags = (len(present) == 4, False, False) if cell == "lstm" else (len(present) == 4, False)
+        step_states = tuple(s.unsqueeze(0) for s in states)
+        _, *finals = _layer(cell, backend, False, flags, input.unsqueeze(0), None, step_states, present)
+        return tuple(final.squeeze(0) for final in finals)
+
+
+def _choose(cell: str, input: Tensor, hidden_size: int, **structure) -> tuple[Backend, bool]:
+    """The backend, and whether a torch.func transform is being traced through this call."""
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    request = Request(
+        cell=cell,
+        device=input.device,
+        dtype=input.dtype,
+        input_size=input.size(-1),
+        hidden_size=hidden_size,
+        transformed=transformed,
+        forward_ad=_forward_ad_active(),
+        **structure,
+    )
+    return choose(request), transformed
+
+
+def _forward_ad_active() -> bool:
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def _needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+# --- checks --------------------------------------------------------------------------------------------------------------
+
+
+def _check_input(input: Tensor, batch_sizes: Tensor | None, weights: Sequence[Tensor]) -> int:
+    """Check what every backend relies on; -> the batch size."""
+    expected_dim = 3 if batch_sizes is None else 2
+    if input.dim() != expected_dim:
+        raise RuntimeError(f"input must have {expected_dim} dimensions, got {input.dim()}")
+    if input.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"input must be float32, float64, float16 or bfloat16, got {input.dtype}")
+    if input.dtype != weights[0].dtype and not autocast.active(input.device.type):
+        raise ValueError(f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype})")
+    if input.device != weights[0].device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{input.device} and parameter tensor at {weights[0].device}"
+        )
+    if input.size(-1) != weights[0].size(1):
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {weights[0].size(1)}, got {input.size(-1)}"
+        )
+    if batch_sizes is None:
+        if input.size(0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        return input.size(1)
+    if batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu" or batch_sizes.dim() != 1:
+        raise RuntimeError(
+            "batch_sizes must be a one-dimensional int64 tensor on the CPU, got "
+            f"{batch_sizes.dim()} dimensions, {batch_sizes.dtype}, {batch_sizes.device}"
+        )
+    if batch_sizes.numel() == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    return int(batch_sizes[0])
+
+
+def _check_states(states: tuple[Tensor, ...], shapes: list[tuple[int, int, int]], input: Tensor) -> None:
+    names = ("hidden",) if len(shapes) == 1 else ("hidden[0]", "hidden[1]")
+    for state, shape, name in zip(states, shapes, names, strict=True):
+        if tuple(state.shape) != shape:
+            raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
+        if state.device != input.device:
+            raise RuntimeError(
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{input.device} and hidden tensor at {state.device}"
+            )
+        if state.dtype != input.dtype and not autocast.active(input.device.type):
+            raise ValueError(f"RNN {name} dtype ({state.dtype}) does not match input dtype ({input.dtype})")
