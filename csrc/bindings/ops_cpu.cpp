@@ -1,0 +1,390 @@
+// The CPU implementations of rnnkernels::{lstm,gru}_{forward,backward}, through torch's stable ABI: checks what
+// comes in, allocates what goes out, and calls the torch-free kernels. Schemas are in rnnkernels/ops.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../cpu/dispatch.h"
+
+namespace {
+
+using rnnkernels::cpu::BackwardArguments;
+using rnnkernels::cpu::CellKernels;
+using rnnkernels::cpu::Dtype;
+using rnnkernels::cpu::ForwardArguments;
+using rnnkernels::cpu::Layer;
+using rnnkernels::cpu::Parallel;
+using rnnkernels::cpu::RowsView;
+using rnnkernels::cpu::WeightGradients;
+using rnnkernels::cpu::Weights;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+using Sizes = std::vector<int64_t>;
+
+// ---- What came in -----------------------------------------------------------------------------------
+
+std::string to_string(const Sizes& sizes) {
+  std::string text = "(";
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
+  return text + ")";
+}
+
+Sizes sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return Sizes(sizes.begin(), sizes.end());
+}
+
+Dtype dtype_of(const Tensor& input) {
+  switch (input.scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Half: return Dtype::kFloat16;
+    default: STD_TORCH_CHECK(false, "input must be float32, float64, bfloat16 or float16");
+  }
+}
+
+ScalarType state_dtype(const Tensor& input) {
+  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+void check_tensor(const char* name, const Tensor& tensor, ScalarType dtype, const Sizes& sizes) {
+  STD_TORCH_CHECK(tensor.defined(), name, " is an undefined tensor");
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU, like the operator that was called");
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has another dtype than input asks for");
+  const Sizes actual = sizes_of(tensor);
+  STD_TORCH_CHECK(actual == sizes, name, " must have shape ", to_string(sizes), ", got ", to_string(actual));
+}
+
+Tensor checked(const char* name, const Tensor& tensor, ScalarType dtype, const Sizes& sizes) {
+  check_tensor(name, tensor, dtype, sizes);
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// As kernels read rows: adjacent elements, the rows themselves anywhere.
+Tensor with_adjacent_elements(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+RowsView rows_view(const Tensor& tensor) {
+  if (tensor.dim() == 2) return {tensor.const_data_ptr(), 0, tensor.stride(0)};
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
+}
+
+struct Flags {
+  int gates;
+  bool has_biases, has_projection, bidirectional;
+
+  size_t per_direction() const { return 2 + (has_biases ? 2 : 0) + (has_projection ? 1 : 0); }
+};
+
+// The inputs both passes share, checked, with the tensors kept alive that the pointers point into.
+struct Checked {
+  Layer layer{};
+  ScalarType dtype;
+  Tensor input, h0, c0;
+  std::vector<Tensor> weights;
+  Weights views[rnnkernels::cpu::kMostDirections] = {};
+  std::optional<Tensor> batch_sizes;
+
+  // (leading..., last) for a tensor with one row per active element.
+  Sizes rows_and(int64_t last) const {
+    return layer.batch_sizes == nullptr ? Sizes{layer.steps, layer.batch, last} : Sizes{layer.rows, last};
+  }
+  Sizes saved_sizes(bool gates) const {
+    Sizes sizes = rows_and(0);
+    sizes.pop_back();
+    sizes.insert(sizes.begin(), layer.directions);
+    if (gates) sizes.push_back(4);
+    sizes.push_back(layer.hidden_size);
+    return sizes;
+  }
+  Sizes hidden_state() const { return {layer.directions, layer.batch, layer.state_size}; }
+  Sizes cell_state() const { return {layer.directions, layer.batch, layer.hidden_size}; }
+};
+
+void check_batch_sizes(Checked& in) {
+  Tensor& sizes = *in.batch_sizes;
+  STD_TORCH_CHECK(sizes.is_cpu(), "batch_sizes must be on the CPU");
+  STD_TORCH_CHECK(sizes.scalar_type() == ScalarType::Long && sizes.dim() == 1, "batch_sizes must be a 1-D int64 tensor");
+  if (!sizes.is_contiguous()) sizes = torch::stable::contiguous(sizes);
+  STD_TORCH_CHECK(in.input.dim() == 2, "with batch_sizes, input must be 2-D (rows, input_size), got ", in.input.dim(),
+                  " dimensions");
+  Layer& layer = in.layer;
+  layer.steps = sizes.size(0);
+  layer.rows = in.input.size(0);
+  layer.batch_sizes = sizes.const_data_ptr<int64_t>();
+  int64_t rows = 0, most = layer.batch;
+  for (int64_t t = 0; t < layer.steps; ++t) {
+    const int64_t active = layer.batch_sizes[t];
+    STD_TORCH_CHECK(active > 0, "batch_sizes must be positive, got ", active, " at step ", t);
+    STD_TORCH_CHECK(active <= most, "batch_sizes must not increase nor exceed the batch of h0 (", layer.batch,
+                    "), got ", active, " at step ", t);
+    most = active;
+    rows += active;
+    STD_TORCH_CHECK(rows <= layer.rows, "batch_sizes sum up to more than the ", layer.rows, " rows of input");
+  }
+  STD_TORCH_CHECK(rows == layer.rows, "batch_sizes sum up to ", rows, ", but input has ", layer.rows, " rows");
+}
+
+// Every size the kernels compute stays far below the limit of an int64.
+void check_magnitude(const Layer& layer) {
+  int64_t widest, total;
+  const bool fits = !__builtin_mul_overflow(layer.hidden_size + layer.state_size + layer.input_size + 64, 1024, &widest) &&
+                    !__builtin_mul_overflow(widest, layer.rows + layer.batch + layer.hidden_size + layer.steps + 4096, &total);
+  STD_TORCH_CHECK(fits, "the sizes of this layer exceed what a 64-bit index can address");
+}
+
+void check_weights(Checked& in, const std::vector<Tensor>& weights, const Flags& flags) {
+  const size_t expected = flags.per_direction() * size_t(in.layer.directions);
+  STD_TORCH_CHECK(weights.size() == expected, "expected ", expected, " weights (", flags.per_direction(),
+                  " per direction), got ", weights.size());
+  STD_TORCH_CHECK(weights[0].dim() == 2 && weights[1].dim() == 2, "w_ih and w_hh must be 2-D");
+  const int64_t gate_rows = weights[0].size(0);
+  STD_TORCH_CHECK(gate_rows % flags.gates == 0, "w_ih must have ", flags.gates, " * hidden_size rows, got ", gate_rows);
+  Layer& layer = in.layer;
+  layer.hidden_size = gate_rows / flags.gates;
+  layer.state_size = flags.has_projection ? weights[1].size(1) : layer.hidden_size;
+  check_magnitude(layer);
+  in.weights.reserve(expected);
+  for (int d = 0; d < layer.directions; ++d) {
+    size_t next = d * flags.per_direction();
+    const auto take = [&](const char* name, const Sizes& sizes) {
+      in.weights.push_back(checked(name, weights[next++], in.dtype, sizes));
+      return in.weights.back().const_data_ptr();
+    };
+    Weights& view = in.views[d];
+    view.w_ih = take("w_ih", {gate_rows, layer.input_size});
+    view.w_hh = take("w_hh", {gate_rows, layer.state_size});
+    if (flags.has_biases) {
+      view.b_ih = take("b_ih", {gate_rows});
+      view.b_hh = take("b_hh", {gate_rows});
+    }
+    if (flags.has_projection) view.w_hr = take("w_hr", {layer.state_size, layer.hidden_size});
+  }
+}
+
+Checked check_inputs(const Tensor& input, const std::optional<Tensor>& batch_sizes, const Tensor& h0,
+                     const std::optional<Tensor>& c0, const std::vector<Tensor>& weights, const Flags& flags) {
+  Checked in;
+  STD_TORCH_CHECK(input.defined() && input.is_cpu(), "input must be on the CPU");
+  in.input = with_adjacent_elements(input);
+  in.dtype = input.scalar_type();
+  in.batch_sizes = batch_sizes;
+  Layer& layer = in.layer;
+  layer.dtype = dtype_of(input);
+  layer.directions = flags.bidirectional ? 2 : 1;
+  layer.has_biases = flags.has_biases;
+  layer.has_projection = flags.has_projection;
+  STD_TORCH_CHECK(h0.defined() && h0.dim() == 3, "h0 must be 3-D (directions, batch, state_size)");
+  layer.batch = h0.size(1);
+  if (batch_sizes.has_value()) {
+    check_batch_sizes(in);
+  } else {
+    STD_TORCH_CHECK(input.dim() == 3, "without batch_sizes, input must be 3-D (steps, batch, input_size), got ",
+                    input.dim(), " dimensions");
+    layer.steps = input.size(0);
+    STD_TORCH_CHECK(input.size(1) == layer.batch, "input has a batch of ", input.size(1), ", h0 one of ", layer.batch);
+    STD_TORCH_CHECK(!__builtin_mul_overflow(layer.steps, layer.batch, &layer.rows), "steps * batch overflows");
+  }
+  STD_TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
+  layer.input_size = input.size(input.dim() - 1);
+  check_weights(in, weights, flags);
+  in.h0 = checked("h0", h0, in.dtype, in.hidden_state());
+  if (c0.has_value()) in.c0 = checked("c0", *c0, in.dtype, in.cell_state());
+  return in;
+}
+
+// ---- What goes out ----------------------------------------------------------------------------------
+
+Tensor empty(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+void run_on_torch_pool(void*, int64_t count, void (*task)(void*, int64_t), void* context) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(context, i);
+  });
+}
+
+Parallel torch_pool() { return {int(torch::stable::get_num_threads()), run_on_torch_pool, nullptr}; }
+
+struct Workspace {
+  Tensor memory;
+
+  Workspace(const Tensor& like, int64_t bytes)
+      : memory(empty(like, {bytes + rnnkernels::cpu::kWorkspaceAlignment}, ScalarType::Byte)) {}
+
+  void* data() const {
+    const auto address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
+    const uintptr_t alignment = rnnkernels::cpu::kWorkspaceAlignment;
+    return reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
+  }
+};
+
+struct ForwardOutputs {
+  Tensor output, h_n, c_n, gates, cells;
+};
+
+ForwardOutputs forward(const CellKernels& cell, const Checked& in, bool has_cells, bool save) {
+  const Layer& layer = in.layer;
+  ForwardOutputs out;
+  ForwardArguments arguments{};
+  arguments.input = rows_view(in.input);
+  arguments.h0 = in.h0.const_data_ptr();
+  for (int d = 0; d < layer.directions; ++d) arguments.weights[d] = in.views[d];
+  out.output = empty(in.input, in.rows_and(layer.directions * layer.state_size), in.dtype);
+  arguments.output = out.output.mutable_data_ptr();
+  out.h_n = empty(in.input, in.hidden_state(), in.dtype);
+  arguments.h_n = out.h_n.mutable_data_ptr();
+  out.gates = empty(in.input, save ? in.saved_sizes(true) : Sizes{0}, in.dtype);
+  // An empty result may have no address; saving is asked for by one.
+  static char nothing;
+  const auto address = [](const Tensor& tensor) {
+    void* data = tensor.mutable_data_ptr();
+    return data == nullptr ? static_cast<void*>(&nothing) : data;
+  };
+  if (save) arguments.gates = address(out.gates);
+  if (has_cells) {
+    arguments.c0 = in.c0.const_data_ptr();
+    out.c_n = empty(in.input, in.cell_state(), in.dtype);
+    arguments.c_n = out.c_n.mutable_data_ptr();
+    out.cells = empty(in.input, save ? in.saved_sizes(false) : Sizes{0}, state_dtype(in.input));
+    if (save) arguments.cells = address(out.cells);
+  }
+  const Parallel pool = torch_pool();
+  const Workspace workspace(in.input, cell.forward_workspace(layer, save, pool.threads));
+  cell.forward(layer, arguments, workspace.data(), pool);
+  return out;
+}
+
+// The tensors backward gets beyond those of forward.
+struct Gradients {
+  std::optional<Tensor> output, h_n, c_n;
+};
+struct Saved {
+  Tensor output, gates;
+  std::optional<Tensor> cells;
+};
+
+struct BackwardOutputs {
+  Tensor input, h0, c0;
+  std::vector<Tensor> weights;
+};
+
+BackwardOutputs backward(const CellKernels& cell, const Checked& in, const Gradients& gradients, const Saved& saved,
+                         bool needs_input, bool needs_weights) {
+  const Layer& layer = in.layer;
+  BackwardArguments arguments{};
+  std::vector<Tensor> alive;
+  const auto pointer = [&](const char* name, const Tensor& tensor, ScalarType dtype, const Sizes& sizes) {
+    alive.push_back(checked(name, tensor, dtype, sizes));
+    return alive.back().const_data_ptr();
+  };
+  const Sizes output_sizes = in.rows_and(layer.directions * layer.state_size);
+  if (gradients.output.has_value()) {
+    check_tensor("grad_output", *gradients.output, in.dtype, output_sizes);
+    alive.push_back(with_adjacent_elements(*gradients.output));
+    arguments.grad_output = rows_view(alive.back());
+  }
+  if (gradients.h_n.has_value()) arguments.grad_h_n = pointer("grad_h_n", *gradients.h_n, in.dtype, in.hidden_state());
+  if (gradients.c_n.has_value()) arguments.grad_c_n = pointer("grad_c_n", *gradients.c_n, in.dtype, in.cell_state());
+  arguments.input = rows_view(in.input);
+  arguments.h0 = in.h0.const_data_ptr();
+  for (int d = 0; d < layer.directions; ++d) arguments.weights[d] = in.views[d];
+  arguments.output = pointer("output", saved.output, in.dtype, output_sizes);
+  arguments.gates = pointer("gates", saved.gates, in.dtype, in.saved_sizes(true));
+
+  BackwardOutputs out;
+  out.input = empty(in.input, needs_input ? in.rows_and(layer.input_size) : Sizes{0}, in.dtype);
+  if (needs_input && layer.rows > 0) arguments.grad_input = out.input.mutable_data_ptr();
+  out.h0 = empty(in.input, in.hidden_state(), in.dtype);
+  arguments.grad_h0 = out.h0.mutable_data_ptr();
+  if (saved.cells.has_value()) {
+    arguments.c0 = in.c0.const_data_ptr();
+    arguments.cells = pointer("cells", *saved.cells, state_dtype(in.input), in.saved_sizes(false));
+    out.c0 = empty(in.input, in.cell_state(), in.dtype);
+    arguments.grad_c0 = out.c0.mutable_data_ptr();
+  }
+  arguments.needs_weights = needs_weights;
+  if (needs_weights) {
+    out.weights.reserve(in.weights.size());
+    for (const Tensor& weight : in.weights) out.weights.push_back(empty(weight, sizes_of(weight), in.dtype));
+    auto next = out.weights.begin();
+    for (int d = 0; d < layer.directions; ++d) {
+      WeightGradients& to = arguments.grad_weights[d];
+      to.w_ih = next++->mutable_data_ptr();
+      to.w_hh = next++->mutable_data_ptr();
+      if (layer.has_biases) {
+        to.b_ih = next++->mutable_data_ptr();
+        to.b_hh = next++->mutable_data_ptr();
+      }
+      if (layer.has_projection) to.w_hr = next++->mutable_data_ptr();
+    }
+  }
+  const Parallel pool = torch_pool();
+  const Workspace workspace(
+      in.input, cell.backward_workspace(layer, arguments.grad_input != nullptr, needs_weights, pool.threads));
+  cell.backward(layer, arguments, workspace.data(), pool);
+  return out;
+}
+
+// ---- The operators ----------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
+    const Tensor& input, std::optional<Tensor> batch_sizes, const Tensor& h0, const Tensor& c0,
+    std::vector<Tensor> weights, bool has_biases, bool has_projection, bool bidirectional, bool save_for_backward) {
+  const Checked in =
+      check_inputs(input, batch_sizes, h0, c0, weights, {4, has_biases, has_projection, bidirectional});
+  ForwardOutputs out = forward(*rnnkernels::cpu::kernels().lstm, in, true, save_for_backward);
+  return {out.output, out.h_n, out.c_n, out.gates, out.cells};
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
+    std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n, std::optional<Tensor> grad_c_n,
+    const Tensor& input, std::optional<Tensor> batch_sizes, const Tensor& h0, const Tensor& c0,
+    std::vector<Tensor> weights, const Tensor& output, const Tensor& gates, const Tensor& cells, bool has_biases,
+    bool has_projection, bool bidirectional, bool needs_input_grad, bool needs_weight_grads) {
+  const Checked in =
+      check_inputs(input, batch_sizes, h0, c0, weights, {4, has_biases, has_projection, bidirectional});
+  BackwardOutputs out = backward(*rnnkernels::cpu::kernels().lstm, in, {grad_output, grad_h_n, grad_c_n},
+                                 {output, gates, cells}, needs_input_grad, needs_weight_grads);
+  return {out.input, out.h0, out.c0, out.weights};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& input, std::optional<Tensor> batch_sizes,
+                                               const Tensor& h0, std::vector<Tensor> weights, bool has_biases,
+                                               bool bidirectional, bool save_for_backward) {
+  const Checked in = check_inputs(input, batch_sizes, h0, std::nullopt, weights, {3, has_biases, false, bidirectional});
+  ForwardOutputs out = forward(*rnnkernels::cpu::kernels().gru, in, false, save_for_backward);
+  return {out.output, out.h_n, out.gates};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> gru_backward(
+    std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n, const Tensor& input,
+    std::optional<Tensor> batch_sizes, const Tensor& h0, std::vector<Tensor> weights, const Tensor& output,
+    const Tensor& gates, bool has_biases, bool bidirectional, bool needs_input_grad, bool needs_weight_grads) {
+  const Checked in = check_inputs(input, batch_sizes, h0, std::nullopt, weights, {3, has_biases, false, bidirectional});
+  BackwardOutputs out = backward(*rnnkernels::cpu::kernels().gru, in, {grad_output, grad_h_n, std::nullopt},
+                                 {output, gates, std::nullopt}, needs_input_grad, needs_weight_grads);
+  return {out.input, out.h0, out.weights};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
+  m.impl("lstm_forward", TORCH_BOX(&lstm_forward));
+  m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
+  m.impl("gru_forward", TORCH_BOX(&gru_forward));
+  m.impl("gru_backward", TORCH_BOX(&gru_backward));
+}

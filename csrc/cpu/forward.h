@@ -1,0 +1,345 @@
+// The forward pass of a layer, for any cell. A Cell says how many gates it has and how one vector of units
+// goes one step on; see lstm.cpp and gru.cpp.
+#pragma once
+
+#include "sequence.h"
+
+namespace rnnkernels::cpu::RNNKERNELS_ISA {
+
+// One vector of units of one batch row; pointers are at the first of those units.
+template <class S>
+struct ForwardUnits {
+  using C = Compute<S>;
+  const C* x_part;       // (G, lanes): W_ih x
+  const C* h_part;       // (G, lanes): W_hh h'
+  const C* bias;         // (4, lanes)
+  const C* h_prev;       // (H), without projection
+  C* h;                  // (H)
+  C* c;                  // (H), c' in and c out; LSTM only
+  S* output;             // (H), null with projection
+  S* h_n;                // (H), null unless this is the row's last step
+  S* gates;              // (4, H), null: not saved
+  C* cells;              // (H), null: not saved
+  int64_t gate_stride;   // H
+  int64_t count;         // real units among the lanes
+};
+
+template <class Cell>
+class Forward {
+  using S = typename Cell::Storage;
+  using C = Compute<S>;
+  static constexpr int kGates = Cell::kGates;
+  static constexpr int64_t kWidth = kGates * kLanes<C>;
+  static constexpr int64_t kBlockRows = 24;      // rows whose recurrent parts wait in the first-level cache
+  static constexpr int64_t kChunkBytes = 196608;  // of projected inputs, to stay in the second-level cache
+  // Fewer rows do not repay the packing: their products read the weights as they lie.
+  static constexpr int64_t kRowsWorthPacking = 16;
+  static constexpr int64_t kStepsWorthPacking = 4;
+
+ public:
+  // A null workspace only measures how much is needed.
+  Forward(const Layer& layer, bool save, int threads, void* workspace)
+      : layer_(layer), arena_(workspace), steps_(layer, arena_), division_(divide(layer, kGates, threads)),
+        panels_(GateWeights<S>::panel_count(layer.hidden_size)), save_(save) {
+    const int64_t slice_rows = layer.batch_sizes == nullptr ? divide_up(layer.batch, division_.slices) : layer.batch;
+    const int64_t fitting = kChunkBytes / larger(panels_ * kWidth * int64_t(sizeof(C)), 1);
+    capacity_ = larger(slice_rows, smaller(fitting, layer.rows));
+    for (int d = 0; d < layer.directions; ++d) {
+      Direction& to = directions_[d];
+      to.bias = arena_.take<C>(panels_ * 4 * kLanes<C>);
+      if (layer.rows >= kRowsWorthPacking)
+        to.w_ih = arena_.take<C>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
+      if (layer.steps >= kStepsWorthPacking)
+        to.w_hh = arena_.take<C>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
+      for (Matrix<C>& h : to.h) h = arena_.take_rows<C>(layer.batch, layer.state_size);
+      if (Cell::kHasCellState) to.c = arena_.take_rows<C>(layer.batch, layer.hidden_size);
+      if (layer.has_projection) {
+        to.w_hr = arena_.take<C>(projection_panels() * ColumnWeights<S>::panel_size(layer.hidden_size));
+        to.hidden = arena_.take_rows<C>(layer.batch, layer.hidden_size);
+      }
+      to.x = arena_.take_rows<C>(division_.slices * capacity_, layer.input_size);
+      to.x_part = arena_.take<C>(division_.slices * panels_ * capacity_ * kWidth);
+    }
+  }
+
+  int64_t workspace() const { return arena_.used(); }
+
+  void run(const ForwardArguments& arguments, const Parallel& parallel) {
+    arguments_ = &arguments;
+    steps_.fill_offsets();
+    prepare(parallel);
+    if (division_.by_units) {
+      for (int d = 0; d < layer_.directions; ++d) run_by_units(d, parallel);
+    } else {
+      run_tasks(parallel, layer_.directions * division_.slices, worth_sharing(layer_.rows * layer_.directions),
+                [&](int64_t i) { run_slice(int(i / division_.slices), i % division_.slices); });
+    }
+  }
+
+ private:
+  struct Direction {
+    C* bias;                // (panels, 4, lanes)
+    C* w_ih = nullptr;      // gate panels; null: not packed
+    C* w_hh = nullptr;      // gate panels; null: not packed
+    C* w_hr = nullptr;      // column panels of W_hr^T
+    Matrix<C> h[2];         // (N, P): the state before and after a step, in turn
+    Matrix<C> c{};          // (N, H)
+    Matrix<C> hidden{};     // (N, H): h before its projection
+    Matrix<C> x;            // (slices * capacity, I): a chunk's inputs, when they cannot be read in place
+    C* x_part;              // (slices, panels, capacity, G, lanes): W_ih x of a chunk
+  };
+
+  // Time steps [first, last) of a slice, and their inputs.
+  struct Chunk {
+    Range steps;
+    int64_t rows;
+    Matrix<const C> x;
+    C* x_part;  // (panels, capacity, G, lanes)
+  };
+
+  bool worth_sharing(int64_t rows) const {
+    return rows * layer_.hidden_size * kGates * (layer_.input_size + layer_.state_size) >= kWorthSharing;
+  }
+  int64_t projection_panels() const { return ColumnWeights<S>::panel_count(layer_.state_size); }
+  bool reverse(int d) const { return d == 1; }
+  Range slice(int64_t index) const { return steps_.slice(index, division_.slices); }
+
+  // Packs weights and biases, loads initial states.
+  void prepare(const Parallel& parallel) {
+    const int64_t parts = larger(parallel.threads, 1);
+    const bool large = layer_.hidden_size * kGates * (layer_.input_size + layer_.state_size) >= kWorthSharing;
+    run_tasks(parallel, parts, large, [&](int64_t part) {
+      for (int d = 0; d < layer_.directions; ++d) {
+        const Direction& to = directions_[d];
+        const Weights& from = arguments_->weights[d];
+        const Range panels = share(panels_, part, parts);
+        for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+          if (to.w_ih != nullptr) pack(to.w_ih, from.w_ih, layer_.input_size, panel);
+          if (to.w_hh != nullptr) pack(to.w_hh, from.w_hh, layer_.state_size, panel);
+          pack_bias(to.bias + panel * 4 * kLanes<C>, from, panel);
+        }
+        if (to.w_hr != nullptr) {
+          const Range columns = share(projection_panels(), part, parts);
+          for (int64_t panel = columns.first; panel < columns.last; ++panel)
+            pack_column_panel_transposed<S>(to.w_hr + panel * ColumnWeights<S>::panel_size(layer_.hidden_size),
+                                            static_cast<const S*>(from.w_hr), layer_.hidden_size, layer_.state_size,
+                                            panel);
+        }
+        const Range rows = share(layer_.batch, part, parts);
+        for (int64_t b = rows.first; b < rows.last; ++b) {
+          // Both buffers: a row may stay idle through any number of steps before its own first.
+          for (const Matrix<C>& h : to.h) load_state(h, arguments_->h0, d, b, layer_.state_size);
+          if (Cell::kHasCellState) load_state(to.c, arguments_->c0, d, b, layer_.hidden_size);
+        }
+      }
+    });
+  }
+
+  void pack(C* to, const void* weights, int64_t depth, int64_t panel) const {
+    pack_gate_panel<S>(to + panel * GateWeights<S>::panel_size(kGates, depth), static_cast<const S*>(weights), kGates,
+                       layer_.hidden_size, depth, panel);
+  }
+
+  void pack_bias(C* to, const Weights& from, int64_t panel) const {
+    const int64_t unit = panel * kLanes<C>;
+    const int64_t count = smaller(layer_.hidden_size - unit, kLanes<C>);
+    const Vec<C> zero(C(0));
+    const auto gate = [&](const void* bias, int index) {
+      return bias == nullptr ? zero : load(static_cast<const S*>(bias) + index * layer_.hidden_size + unit, count);
+    };
+    for (int i = 0; i < 4; ++i) Cell::bias(gate, from.b_ih, from.b_hh, i).store(to + i * kLanes<C>);
+  }
+
+  void load_state(const Matrix<C>& to, const void* from, int d, int64_t b, int64_t width) const {
+    widen_row(to.row(b), static_cast<const S*>(from) + (d * layer_.batch + b) * width, width, to.stride);
+  }
+
+  void run_slice(int d, int64_t index) {
+    const Range rows = slice(index);
+    for (Chunk chunk = first_chunk(d, index, rows); chunk.steps.size() > 0; chunk = next_chunk(d, index, rows, chunk)) {
+      gather(d, index, rows, chunk, chunk.steps);
+      project(d, chunk, {0, panels_});
+      each_step(d, rows, chunk, [&](int64_t t, const C* x_part) { step(d, rows, t, x_part, {0, panels_}); });
+    }
+    finish_cells(d, rows);
+  }
+
+  void run_by_units(int d, const Parallel& parallel) {
+    const Range rows = slice(0);
+    const int64_t parts = smaller(parallel.threads, panels_);
+    for (Chunk chunk = first_chunk(d, 0, rows); chunk.steps.size() > 0; chunk = next_chunk(d, 0, rows, chunk)) {
+      gather(d, 0, rows, chunk, chunk.steps);
+      bool projected = false;
+      each_step(d, rows, chunk, [&](int64_t t, const C* x_part) {
+        run_tasks(parallel, parts, true, [&](int64_t part) {
+          const Range panels = share(panels_, part, parts);
+          if (!projected) project(d, chunk, panels);
+          step(d, rows, t, x_part, panels);
+        });
+        projected = true;
+      });
+    }
+    finish_cells(d, rows);
+  }
+
+  // ---- Chunks -------------------------------------------------------------------------------------
+
+  Chunk first_chunk(int d, int64_t index, Range rows) const {
+    return chunk_from(d, index, rows, reverse(d) ? layer_.steps : 0);
+  }
+  Chunk next_chunk(int d, int64_t index, Range rows, const Chunk& chunk) const {
+    return chunk_from(d, index, rows, reverse(d) ? chunk.steps.first : chunk.steps.last);
+  }
+
+  // The steps after (before, in reverse) `border` whose rows fit the scratch; at least one while there are any.
+  Chunk chunk_from(int d, int64_t index, Range rows, int64_t border) const {
+    const Direction& direction = directions_[d];
+    Chunk chunk{{border, border}, 0, {}, direction.x_part + index * panels_ * capacity_ * kWidth};
+    while (reverse(d) ? chunk.steps.first > 0 : chunk.steps.last < layer_.steps) {
+      const int64_t t = reverse(d) ? chunk.steps.first - 1 : chunk.steps.last;
+      const int64_t active = steps_.active(t, rows);
+      if (chunk.steps.size() > 0 && chunk.rows + active > capacity_) break;
+      chunk.rows += active;
+      (reverse(d) ? chunk.steps.first : chunk.steps.last) += reverse(d) ? -1 : 1;
+    }
+    return chunk;
+  }
+
+  // Makes the inputs of a chunk one matrix of the compute type: in place where they are one already.
+  void gather(int d, int64_t index, Range rows, Chunk& chunk, Range steps) const {
+    int64_t stride;
+    if constexpr (sizeof(S) == sizeof(C)) {
+      if (steps_.evenly_spaced(arguments_->input, rows, &stride)) {
+        chunk.x = {steps_.row<S>(arguments_->input, steps.first, rows.first), stride};
+        return;
+      }
+    }
+    const Direction& direction = directions_[d];
+    const Matrix<C> x{direction.x.row(index * capacity_), direction.x.stride};
+    int64_t row = 0;
+    for (int64_t t = steps.first; t < steps.last; ++t)
+      for (int64_t b = 0; b < steps_.active(t, rows); ++b, ++row)
+        widen_row(x.row(row), steps_.row<S>(arguments_->input, t, rows.first + b), layer_.input_size,
+                  layer_.input_size);
+    chunk.x = {x.data, x.stride};
+  }
+
+  // W_ih x for all rows of a chunk (the input half of L1, G1, G2, G4).
+  void project(int d, const Chunk& chunk, Range panels) const {
+    const GateWeights<S> w_ih{static_cast<const S*>(arguments_->weights[d].w_ih), directions_[d].w_ih,
+                              layer_.hidden_size, layer_.input_size};
+    for (int64_t panel = panels.first; panel < panels.last; ++panel)
+      multiply_gates(w_ih, kGates, panel, chunk.x, chunk.rows, chunk.x_part + panel * capacity_ * kWidth);
+  }
+
+  // Calls body(t, x_part of the first row of step t) in the order of the direction.
+  template <class Body>
+  void each_step(int d, Range rows, const Chunk& chunk, const Body& body) {
+    const int64_t count = chunk.steps.size();
+    int64_t row = reverse(d) ? chunk.rows : 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t t = reverse(d) ? chunk.steps.last - 1 - i : chunk.steps.first + i;
+      const int64_t active = steps_.active(t, rows);
+      if (reverse(d)) row -= active;
+      body(t, chunk.x_part + row * kWidth);
+      if (!reverse(d)) row += active;
+    }
+  }
+
+  // ---- One step -----------------------------------------------------------------------------------
+
+  void step(int d, Range slice, int64_t t, const C* x_part, Range panels) const {
+    const int64_t rows = steps_.active(t, slice);
+    if (rows == 0) return;
+    const Direction& direction = directions_[d];
+    const int64_t done = reverse(d) ? layer_.steps - 1 - t : t;
+    const Matrix<C> h_prev = direction.h[done % 2], h_next = direction.h[(done + 1) % 2];
+    const GateWeights<S> w_hh{static_cast<const S*>(arguments_->weights[d].w_hh), direction.w_hh, layer_.hidden_size,
+                              layer_.state_size};
+    // Rows from this one on are at their last step.
+    const int64_t goes_on = reverse(d) ? (t == 0 ? 0 : rows) : steps_.active(t + 1, slice);
+
+    alignas(64) C h_part[kBlockRows * kWidth];
+    const int64_t blocks = divide_up(rows, kBlockRows);
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      const C* panel_x_part = x_part + panel * capacity_ * kWidth;
+      for (int64_t block = 0; block < blocks; ++block) {
+        const Range part = share(rows, block, blocks);
+        multiply_gates(w_hh, kGates, panel, Matrix<const C>{h_prev.row(slice.first + part.first), h_prev.stride},
+                       part.size(), h_part);
+        for (int64_t b = part.first; b < part.last; ++b)
+          Cell::forward(units(d, t, slice.first + b, panel, panel_x_part + b * kWidth,
+                              h_part + (b - part.first) * kWidth, h_prev, h_next, b >= goes_on));
+      }
+    }
+    if (layer_.has_projection) project_state(d, slice, t, rows, h_next, goes_on);
+  }
+
+  RNN_INLINE ForwardUnits<S> units(int d, int64_t t, int64_t b, int64_t panel, const C* x_part, const C* h_part,
+                                   const Matrix<C>& h_prev, const Matrix<C>& h_next, bool last) const {
+    const Direction& direction = directions_[d];
+    const int64_t hidden = layer_.hidden_size, unit = panel * kLanes<C>;
+    const int64_t row = steps_.offset(t) + b;
+    ForwardUnits<S> u;
+    u.x_part = x_part;
+    u.h_part = h_part;
+    u.bias = direction.bias + panel * 4 * kLanes<C>;
+    u.h_prev = h_prev.row(b) + unit;
+    u.h = (layer_.has_projection ? direction.hidden : h_next).row(b) + unit;
+    u.c = Cell::kHasCellState ? direction.c.row(b) + unit : nullptr;
+    u.output = layer_.has_projection ? nullptr : output_row(d, row) + unit;
+    u.h_n = layer_.has_projection || !last ? nullptr : final_row(d, b) + unit;
+    u.gates = save_ ? static_cast<S*>(arguments_->gates) + (d * layer_.rows + row) * 4 * hidden + unit : nullptr;
+    u.cells = save_ && Cell::kHasCellState
+                  ? static_cast<C*>(arguments_->cells) + (d * layer_.rows + row) * hidden + unit
+                  : nullptr;
+    u.gate_stride = hidden;
+    u.count = smaller(hidden - unit, kLanes<C>);
+    return u;
+  }
+
+  // L8: r = W_hr h
+  void project_state(int d, Range slice, int64_t t, int64_t rows, const Matrix<C>& h_next, int64_t goes_on) const {
+    const Direction& direction = directions_[d];
+    const ColumnWeights<S> w_hr{nullptr, direction.w_hr, layer_.hidden_size, layer_.state_size, false};
+    const Segment all{0, 0, layer_.hidden_size};
+    multiply_columns(w_hr, 0, projection_panels(),
+                     Matrix<const C>{direction.hidden.row(slice.first), direction.hidden.stride}, &all, 1, rows,
+                     Matrix<C>{h_next.row(slice.first), h_next.stride}, false);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t b = slice.first + i;
+      narrow_row(output_row(d, steps_.offset(t) + b), h_next.row(b), layer_.state_size);
+      if (i >= goes_on) narrow_row(final_row(d, b), h_next.row(b), layer_.state_size);
+    }
+  }
+
+  S* output_row(int d, int64_t row) const {
+    return static_cast<S*>(arguments_->output) + (row * layer_.directions + d) * layer_.state_size;
+  }
+  S* final_row(int d, int64_t b) const {
+    return static_cast<S*>(arguments_->h_n) + (d * layer_.batch + b) * layer_.state_size;
+  }
+
+  // c is updated in place, so that it ends as every row's last; a row that never ran keeps its initial state.
+  void finish_cells(int d, Range rows) const {
+    if constexpr (Cell::kHasCellState) {
+      for (int64_t b = rows.first; b < rows.last; ++b)
+        narrow_row(static_cast<S*>(arguments_->c_n) + (d * layer_.batch + b) * layer_.hidden_size,
+                   directions_[d].c.row(b), layer_.hidden_size);
+    }
+    for (int64_t b = larger(rows.first, steps_.active(0)); b < rows.last; ++b)
+      narrow_row(final_row(d, b), directions_[d].h[0].row(b), layer_.state_size);
+  }
+
+  const Layer& layer_;
+  Arena arena_;
+  Steps steps_;
+  Division division_;
+  int64_t panels_;
+  int64_t capacity_;  // rows of a chunk
+  bool save_;
+  Direction directions_[kMostDirections];
+  const ForwardArguments* arguments_ = nullptr;
+};
+
+}  // namespace rnnkernels::cpu::RNNKERNELS_ISA

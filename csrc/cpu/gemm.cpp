@@ -1,0 +1,347 @@
+#include "gemm.h"
+
+#include <utility>
+
+namespace rnnkernels::cpu::RNNKERNELS_ISA {
+namespace {
+
+// ---- Register tile --------------------------------------------------------------------------
+
+// How a tile walks its left operand: (m, k) at a[m * stride + k], or at a[k * stride + m].
+enum class Order { kRows, kColumns };
+
+template <class T>
+struct Tile {
+  const T* a;
+  int64_t a_stride;
+  const T* b;  // (k, j) at b[k * b_stride + j], whole vectors
+  int64_t b_stride;
+  T* c;  // (m, j) at c[m * c_stride + j]
+  int64_t c_stride;
+  int64_t depth;
+  int64_t columns;  // of c; the last vector may be partial
+  bool accumulate;
+};
+
+// Accumulators, a row of b and a broadcast of a share the register file.
+constexpr int max_tile_rows(int vectors) {
+  if (kRegisters == 32) return vectors == 4 ? 6 : 8;
+  return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 8;
+}
+
+// Latency of a multiply-add times the number of units: fewer chains than this leave them idle.
+constexpr int kChains = 8;
+
+template <class T, int kRows, int kVectors, Order kOrder>
+void run_tile(const Tile<T>& tile) {
+  using Raw = typename Vec<T>::Raw;
+  constexpr int64_t lanes = kLanes<T>;
+  constexpr int kUnroll = kRows * kVectors >= kChains ? 1 : kChains / (kRows * kVectors);
+
+  Raw sum[kUnroll][kRows][kVectors];
+  RNN_UNROLL
+  for (int u = 0; u < kUnroll; ++u)
+    RNN_UNROLL
+    for (int m = 0; m < kRows; ++m)
+      RNN_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[u][m][v] = Raw{};
+
+  const T* a[kRows];
+  RNN_UNROLL
+  for (int m = 0; m < kRows; ++m) a[m] = kOrder == Order::kRows ? tile.a + m * tile.a_stride : tile.a + m;
+  const T* b = tile.b;
+  const int64_t a_step = kOrder == Order::kRows ? 1 : tile.a_stride;
+
+  const auto add_products = [&](int64_t k, const T* b_row, Raw(&into)[kRows][kVectors]) __attribute__((always_inline)) {
+    Raw b_vector[kVectors];
+    RNN_UNROLL
+    for (int v = 0; v < kVectors; ++v) b_vector[v] = Vec<T>::load(b_row + v * lanes).v;
+    RNN_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const Raw a_element = a[m][k * a_step] - Raw{};
+      RNN_UNROLL
+      for (int v = 0; v < kVectors; ++v) into[m][v] += a_element * b_vector[v];
+    }
+  };
+
+  int64_t k = 0;
+  for (; k + kUnroll <= tile.depth; k += kUnroll, b += kUnroll * tile.b_stride) {
+    RNN_UNROLL
+    for (int u = 0; u < kUnroll; ++u) add_products(k + u, b + u * tile.b_stride, sum[u]);
+  }
+  for (; k < tile.depth; ++k, b += tile.b_stride) add_products(k, b, sum[0]);
+
+  RNN_UNROLL
+  for (int m = 0; m < kRows; ++m) {
+    T* c = tile.c + m * tile.c_stride;
+    RNN_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      Raw total = sum[0][m][v];
+      RNN_UNROLL
+      for (int u = 1; u < kUnroll; ++u) total += sum[u][m][v];
+      const int64_t n = tile.columns - v * lanes;
+      if (tile.accumulate) total += load(c + v * lanes, n).v;
+      store(c + v * lanes, Vec<T>(total), n);
+    }
+  }
+}
+
+template <class T, Order kOrder, int kVectors, int... kRows>
+void dispatch_rows(int rows, const Tile<T>& tile, std::integer_sequence<int, kRows...>) {
+  using Run = void (*)(const Tile<T>&);
+  static constexpr Run table[] = {&run_tile<T, kRows + 1, kVectors, kOrder>...};
+  table[rows - 1](tile);
+}
+
+template <class T, Order kOrder, int kVectors>
+void run_rows(int rows, const Tile<T>& tile) {
+  dispatch_rows<T, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, max_tile_rows(kVectors)>{});
+}
+
+// All rows [0, rows) of a column strip, in blocks as even as can be: a lone last row would waste a tile.
+template <class T, Order kOrder>
+void run_strip(Tile<T> tile, int vectors, int64_t rows) {
+  const int64_t blocks = divide_up(rows, max_tile_rows(vectors));
+  const int64_t least = rows / blocks, larger = rows % blocks;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int n = int(least + (block < larger));
+    switch (vectors) {
+      case 1: run_rows<T, kOrder, 1>(n, tile); break;
+      case 2: run_rows<T, kOrder, 2>(n, tile); break;
+      case 3: run_rows<T, kOrder, 3>(n, tile); break;
+      default: run_rows<T, kOrder, 4>(n, tile); break;
+    }
+    tile.a += kOrder == Order::kRows ? n * tile.a_stride : n;
+    tile.c += n * tile.c_stride;
+  }
+}
+
+// ---- Dot products with unpacked rows ----------------------------------------------------------
+
+constexpr int kDotWeightRows = 4;
+constexpr int kDotRows = kRegisters == 32 ? 4 : 2;
+
+// c[m][j] = sum_k a[m][k] w[j][k], vectors along k; w[j] are the rows to multiply with, kDotWeightRows of them.
+template <class S, int kRows>
+void run_dots(Matrix<const Compute<S>> a, const S* const (&w)[kDotWeightRows], int64_t depth,
+              Matrix<Compute<S>> c, int columns) {
+  using T = Compute<S>;
+  using Raw = typename Vec<T>::Raw;
+  Raw sum[kRows][kDotWeightRows];
+  RNN_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    RNN_UNROLL
+    for (int j = 0; j < kDotWeightRows; ++j) sum[m][j] = Raw{};
+
+  const auto add_products = [&](int64_t k, int64_t n) __attribute__((always_inline)) {
+    Raw a_vector[kRows];
+    RNN_UNROLL
+    for (int m = 0; m < kRows; ++m) a_vector[m] = load(a.row(m) + k, n).v;
+    RNN_UNROLL
+    for (int j = 0; j < kDotWeightRows; ++j) {
+      const Raw w_vector = load(w[j] + k, n).v;
+      RNN_UNROLL
+      for (int m = 0; m < kRows; ++m) sum[m][j] += a_vector[m] * w_vector;
+    }
+  };
+  int64_t k = 0;
+  for (; k + kLanes<T> <= depth; k += kLanes<T>) add_products(k, kLanes<T>);
+  if (k < depth) add_products(k, depth - k);
+
+  RNN_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    RNN_UNROLL
+    for (int j = 0; j < kDotWeightRows; ++j)
+      if (j < columns) c.row(m)[j] = sum_lanes(Vec<T>(sum[m][j]));
+}
+
+template <class S>
+void multiply_gates_unpacked(const GateWeights<S>& weights, int gates, int64_t panel,
+                             Matrix<const Compute<S>> a, int64_t rows, Compute<S>* c) {
+  using T = Compute<S>;
+  const int64_t c_stride = gates * kLanes<T>;
+  const int64_t first_unit = panel * kLanes<T>;
+  const int64_t units = weights.units - first_unit < kLanes<T> ? weights.units - first_unit : kLanes<T>;
+  for (int gate = 0; gate < gates; ++gate) {
+    const S* gate_rows = weights.rows + (gate * weights.units + first_unit) * weights.depth;
+    for (int64_t unit = 0; unit < kLanes<T>; unit += kDotWeightRows) {
+      // Past the last unit, that unit again: every lane is written, none from outside W.
+      const S* w[kDotWeightRows];
+      for (int j = 0; j < kDotWeightRows; ++j)
+        w[j] = gate_rows + (unit + j < units ? unit + j : units - 1) * weights.depth;
+      const int columns = int(kLanes<T> - unit < kDotWeightRows ? kLanes<T> - unit : kDotWeightRows);
+      for (int64_t m = 0; m < rows; m += kDotRows) {
+        const Matrix<const T> a_block{a.row(m), a.stride};
+        const Matrix<T> c_block{c + m * c_stride + gate * kLanes<T> + unit, c_stride};
+        switch (rows - m < kDotRows ? rows - m : kDotRows) {
+          case 1: run_dots<S, 1>(a_block, w, weights.depth, c_block, columns); break;
+          case 2: run_dots<S, 2>(a_block, w, weights.depth, c_block, columns); break;
+          case 3: run_dots<S, kRegisters == 32 ? 3 : 2>(a_block, w, weights.depth, c_block, columns); break;
+          default: run_dots<S, kDotRows>(a_block, w, weights.depth, c_block, columns); break;
+        }
+      }
+    }
+  }
+}
+
+// ---- Packing ------------------------------------------------------------------------------------
+
+// The lanes of a and b in turn, from the first half of both or from the second.
+template <class T, int... kLane>
+RNN_INLINE void interleave(Vec<T>& low, Vec<T>& high, Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {
+  constexpr int lanes = Vec<T>::size;
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  low = __builtin_shufflevector(a.v, b.v, (kLane / 2 + kLane % 2 * lanes)...);
+  high = __builtin_shufflevector(a.v, b.v, (lanes / 2 + kLane / 2 + kLane % 2 * lanes)...);
+#else
+  using Bits = typename Vec<T>::Bits;
+  low = __builtin_shuffle(a.v, b.v, Bits{(kLane / 2 + kLane % 2 * lanes)...});
+  high = __builtin_shuffle(a.v, b.v, Bits{(lanes / 2 + kLane / 2 + kLane % 2 * lanes)...});
+#endif
+}
+
+// Interleaving row i with row i + half, log2(lanes) times over, transposes the block.
+template <class T>
+RNN_INLINE void transpose(Vec<T> (&rows)[Vec<T>::size]) {
+  constexpr int lanes = Vec<T>::size;
+  RNN_UNROLL
+  for (int stage = 1; stage < lanes; stage *= 2) {
+    Vec<T> next[lanes];
+    RNN_UNROLL
+    for (int i = 0; i < lanes / 2; ++i)
+      interleave(next[2 * i], next[2 * i + 1], rows[i], rows[i + lanes / 2],
+                 std::make_integer_sequence<int, lanes>{});
+    RNN_UNROLL
+    for (int i = 0; i < lanes; ++i) rows[i] = next[i];
+  }
+}
+
+// to[k * to_stride + lane] = from[lane * depth + k], zero for lanes in [count, kLanes).
+template <class S>
+void pack_transposed(Compute<S>* to, int64_t to_stride, const S* from, int64_t count, int64_t depth) {
+  using T = Compute<S>;
+  constexpr int lanes = Vec<T>::size;
+  for (int64_t k = 0; k < depth; k += lanes) {
+    const int64_t n = depth - k < lanes ? depth - k : lanes;
+    Vec<T> block[lanes];
+    RNN_UNROLL
+    for (int lane = 0; lane < lanes; ++lane)
+      block[lane] = lane < count ? load(from + lane * depth + k, n) : Vec<T>(T(0));
+    transpose(block);
+    RNN_UNROLL
+    for (int i = 0; i < lanes; ++i)
+      if (i < n) block[i].store(to + (k + i) * to_stride);
+  }
+}
+
+}  // namespace
+
+template <class S>
+void pack_gate_panel(Compute<S>* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel) {
+  constexpr int64_t lanes = kLanes<Compute<S>>;
+  const int64_t first_unit = panel * lanes;
+  const int64_t count = units - first_unit < lanes ? units - first_unit : lanes;
+  for (int gate = 0; gate < gates; ++gate)
+    pack_transposed(to + gate * lanes, gates * lanes, weights + (gate * units + first_unit) * depth, count, depth);
+}
+
+template <class S>
+void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Matrix<const Compute<S>> a,
+                    int64_t rows, Compute<S>* c) {
+  using T = Compute<S>;
+  if (rows == 0) return;
+  if (weights.panels == nullptr) return multiply_gates_unpacked(weights, gates, panel, a, rows, c);
+  const int64_t width = gates * kLanes<T>;
+  const T* b = weights.panels + panel * GateWeights<S>::panel_size(gates, weights.depth);
+  run_strip<T, Order::kRows>({a.data, a.stride, b, width, c, width, weights.depth, width, false}, gates, rows);
+}
+
+template <class S>
+void pack_column_panel(Compute<S>* to, const S* weights, int64_t depth, int64_t columns, int64_t panel) {
+  constexpr int64_t width = ColumnWeights<S>::kPanelColumns;
+  const int64_t first = panel * width;
+  const int64_t count = columns - first < width ? columns - first : width;
+  for (int64_t k = 0; k < depth; ++k) widen_row(to + k * width, weights + k * columns + first, count, width);
+}
+
+template <class S>
+void pack_column_panel_transposed(Compute<S>* to, const S* weights, int64_t depth, int64_t columns, int64_t panel) {
+  constexpr int64_t lanes = kLanes<Compute<S>>;
+  for (int v = 0; v < kPanelVectors; ++v) {
+    const int64_t first = (panel * kPanelVectors + v) * lanes;
+    const int64_t count = columns - first < lanes ? columns - first : lanes;  // may be negative: all padding
+    pack_transposed(to + v * lanes, kPanelVectors * lanes, weights + first * depth, count, depth);
+  }
+}
+
+template <class S>
+void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t last, Matrix<const Compute<S>> a,
+                      const Segment* segments, int segment_count, int64_t rows, Matrix<Compute<S>> c,
+                      bool accumulate) {
+  using T = Compute<S>;
+  constexpr int64_t width = ColumnWeights<S>::kPanelColumns;
+  // One block of a panel stays in the second-level cache while all rows pass over it.
+  constexpr int64_t kBlock = 131072 / (width * int64_t(sizeof(T)));
+  if (rows == 0) return;
+  const int64_t count = ColumnWeights<S>::panel_count(weights.columns);
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t columns = panel + 1 == count ? weights.columns - panel * width : width;
+    const int vectors = int(divide_up(columns, kLanes<T>));
+    const T* b = weights.panels;
+    int64_t b_stride = width;
+    if (!weights.in_place) {
+      b += panel * ColumnWeights<S>::panel_size(weights.depth);
+    } else if constexpr (sizeof(S) == sizeof(T)) {
+      if (panel + 1 < count) {
+        b = weights.rows + panel * width;
+        b_stride = weights.columns;
+      }
+    }
+    bool add = accumulate;
+    for (int s = 0; s < segment_count; ++s) {
+      // An empty sum still writes its zeros.
+      for (int64_t k = 0; k == 0 || k < segments[s].length; k += kBlock) {
+        const int64_t depth = segments[s].length - k < kBlock ? segments[s].length - k : kBlock;
+        run_strip<T, Order::kRows>({a.data + segments[s].a_first + k, a.stride,
+                                    b + (segments[s].w_first + k) * b_stride, b_stride, c.data + panel * width,
+                                    c.stride, depth, columns, add},
+                                   vectors, rows);
+        add = true;
+      }
+    }
+  }
+}
+
+template <class T>
+void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int64_t first, int64_t last,
+                         int64_t columns, Matrix<T> c, bool accumulate) {
+  constexpr int64_t width = kPanelVectors * kLanes<T>;
+  if (first >= last) return;
+  for (int64_t j = 0; j < columns; j += width) {
+    const int64_t n = columns - j < width ? columns - j : width;
+    run_strip<T, Order::kColumns>({a.data + first, a.stride, x.data + j, x.stride, c.row(first) + j, c.stride, rows,
+                                   n, accumulate},
+                                  int(divide_up(n, kLanes<T>)), last - first);
+  }
+}
+
+#define RNN_INSTANTIATE(S)                                                                                        \
+  template void pack_gate_panel<S>(Compute<S>*, const S*, int, int64_t, int64_t, int64_t);                        \
+  template void multiply_gates<S>(const GateWeights<S>&, int, int64_t, Matrix<const Compute<S>>, int64_t,         \
+                                  Compute<S>*);                                                                   \
+  template void pack_column_panel<S>(Compute<S>*, const S*, int64_t, int64_t, int64_t);                           \
+  template void pack_column_panel_transposed<S>(Compute<S>*, const S*, int64_t, int64_t, int64_t);                \
+  template void multiply_columns<S>(const ColumnWeights<S>&, int64_t, int64_t, Matrix<const Compute<S>>,          \
+                                    const Segment*, int, int64_t, Matrix<Compute<S>>, bool);
+RNN_INSTANTIATE(float)
+RNN_INSTANTIATE(double)
+RNN_INSTANTIATE(BFloat16)
+RNN_INSTANTIATE(Float16)
+#undef RNN_INSTANTIATE
+
+template void multiply_transposed<float>(Matrix<const float>, Matrix<const float>, int64_t, int64_t, int64_t,
+                                         int64_t, Matrix<float>, bool);
+template void multiply_transposed<double>(Matrix<const double>, Matrix<const double>, int64_t, int64_t, int64_t,
+                                          int64_t, Matrix<double>, bool);
+
+}  // namespace rnnkernels::cpu::RNNKERNELS_ISA

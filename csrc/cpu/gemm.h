@@ -1,0 +1,102 @@
+// Matrix products of the three shapes a recurrent layer needs, on one register-tile kernel:
+//   x W_ih^T, h W_hh^T   weights packed in gate panels (or read as they are when rows are few),
+//   dG W                 weights in column panels,
+//   dG^T [x, h]          both operands as they lie.
+// Sums run over k in ascending order into compute-type accumulators.
+#pragma once
+
+#include "storage.h"
+
+namespace rnnkernels::cpu::RNNKERNELS_ISA {
+
+inline constexpr int kPanelVectors = 4;
+
+template <class T>
+inline constexpr int64_t kLanes = Vec<T>::size;
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The stride, in elements, of a scratch row of n: whole vectors, and never a multiple
+// of 512 bytes, which would map the rows of a tile onto the same few cache sets.
+template <class T>
+inline int64_t padded_row(int64_t n) {
+  const int64_t padded = divide_up(n, kLanes<T>) * kLanes<T>;
+  return padded * int64_t(sizeof(T)) % 512 == 0 ? padded + kLanes<T> : padded;
+}
+
+// Row-major matrix: element (i, j) at data[i * stride + j].
+template <class T>
+struct Matrix {
+  T* data;
+  int64_t stride;
+
+  T* row(int64_t i) const { return data + i * stride; }
+};
+
+// ---- x W^T: gate panels -------------------------------------------------------------------
+// The rows of W (gates * units, depth), one vector of units of every gate at a time, so that one
+// register tile yields all gates of the same units: panel u is [depth][gates][kLanes].
+
+template <class S>
+struct GateWeights {
+  const S* rows;             // (gates * units, depth), contiguous
+  const Compute<S>* panels;  // packed, or null: dot products with the rows as they lie
+  int64_t units, depth;
+
+  static int64_t panel_count(int64_t units) { return divide_up(units, kLanes<Compute<S>>); }
+  static int64_t panel_size(int gates, int64_t depth) { return gates * kLanes<Compute<S>> * depth; }
+};
+
+// Panel p of W, out of panel_count(units).
+template <class S>
+void pack_gate_panel(Compute<S>* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel);
+
+// c[m][gate * kLanes + lane] = sum_k a[m][k] W[gate * units + panel * kLanes + lane][k], c with rows of
+// gates * kLanes. Lanes beyond units hold finite values of no meaning as long as row m is finite.
+template <class S>
+void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Matrix<const Compute<S>> a,
+                    int64_t rows, Compute<S>* c);
+
+// ---- dG W: column panels ------------------------------------------------------------------
+// W (depth, columns) cut into panels of kPanelVectors vectors of columns: panel p is
+// [depth][kPanelVectors * kLanes], narrower for the last.
+
+template <class S>
+struct ColumnWeights {
+  const S* rows;             // (depth, columns), contiguous
+  const Compute<S>* panels;  // all panels packed; when in_place only the last, which needs its padding
+  int64_t depth, columns;
+  bool in_place;
+
+  static constexpr int64_t kPanelColumns = kPanelVectors * kLanes<Compute<S>>;
+  static int64_t panel_count(int64_t columns) { return divide_up(columns, kPanelColumns); }
+  static int64_t panel_size(int64_t depth) { return kPanelColumns * depth; }
+};
+
+template <class S>
+void pack_column_panel(Compute<S>* to, const S* weights, int64_t depth, int64_t columns, int64_t panel);
+
+// The same panel of the transpose of weights (columns, depth).
+template <class S>
+void pack_column_panel_transposed(Compute<S>* to, const S* weights, int64_t depth, int64_t columns, int64_t panel);
+
+// The part of a sum over depth that pairs a's columns [a_first, a_first + length) with W's rows
+// [w_first, w_first + length).
+struct Segment {
+  int64_t a_first, w_first, length;
+};
+
+// c[m][j] (+)= sum over segments of a[m][..] W[..][j], for the columns j of panels [first, last).
+template <class S>
+void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t last, Matrix<const Compute<S>> a,
+                      const Segment* segments, int segment_count, int64_t rows, Matrix<Compute<S>> c,
+                      bool accumulate);
+
+// ---- dG^T X ---------------------------------------------------------------------------------
+// c[i][j] (+)= sum_r a[r][i] x[r][j] for i in [first, last), j in [0, columns).
+// Rows of x are readable, and finite wherever the real ones are, up to a whole vector.
+template <class T>
+void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int64_t first, int64_t last,
+                         int64_t columns, Matrix<T> c, bool accumulate);
+
+}  // namespace rnnkernels::cpu::RNNKERNELS_ISA
