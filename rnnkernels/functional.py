@@ -185,7 +185,7 @@ def _stack(
         backend, transformed = _choose(
             cell,
             input,
-            hidden_size,
+            hidden_size=hidden_size,
             proj_size=state_size if has_projection else 0,
             num_layers=num_layers,
             bidirectional=bidirectional,
@@ -236,6 +236,7 @@ def _layer(
 def _cell(
     cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 ) -> tuple[Tensor, ...]:
+    _check_cell(input, states, weights)
     device_type = input.device.type
     present = [w for w in weights if w is not None]
     lowered = autocast.active(device_type)
@@ -256,20 +257,34 @@ def _cell(
         return tuple(final.squeeze(0) for final in finals)
 
 
-def _choose(cell: str, input: Tensor, hidden_size: int, **structure) -> tuple[Backend, bool]:
-    """The backend, and whether a torch.func transform is being traced through this call."""
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    request = Request(
+def request(op: str, input: Tensor, weights: Sequence[Tensor], **structure) -> Request:
+    """What a call of ``op`` ("lstm", "gru", "lstm_cell" or "gru_cell") would ask of a backend, as autocast and torch.func
+    transforms now stand. ``structure``: the other fields of :class:`~rnnkernels.backends.Request`."""
+    device_type, dtype = input.device.type, input.dtype
+    if autocast.active(device_type):
+        dtype = autocast.compute_dtype(op, device_type, (input, *weights))
+    return _request(op.removesuffix("_cell"), input, dtype, _transformed(), **structure)
+
+
+def _request(cell: str, input: Tensor, dtype: torch.dtype, transformed: bool, **structure) -> Request:
+    return Request(
         cell=cell,
         device=input.device,
-        dtype=input.dtype,
-        input_size=input.size(-1),
-        hidden_size=hidden_size,
+        dtype=dtype,
         transformed=transformed,
         forward_ad=_forward_ad_active(),
         **structure,
     )
-    return choose(request), transformed
+
+
+def _choose(cell: str, input: Tensor, **structure) -> tuple[Backend, bool]:
+    """The backend, and whether a torch.func transform is being traced through this call."""
+    transformed = _transformed()
+    return choose(_request(cell, input, input.dtype, transformed, input_size=input.size(-1), **structure)), transformed
+
+
+def _transformed() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _forward_ad_active() -> bool:
@@ -285,13 +300,16 @@ def _needs_grad(*tensors: Tensor) -> bool:
 
 def _check_input(input: Tensor, batch_sizes: Tensor | None, weights: Sequence[Tensor]) -> int:
     """Check what every backend relies on; -> the batch size."""
+    if input.dtype != weights[0].dtype and not autocast.active(input.device.type):
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "
+            f"Convert input: input.to({weights[0].dtype}), or convert model: model.to({input.dtype})"
+        )
     expected_dim = 3 if batch_sizes is None else 2
     if input.dim() != expected_dim:
         raise RuntimeError(f"input must have {expected_dim} dimensions, got {input.dim()}")
     if input.dtype not in FLOAT_DTYPES:
         raise TypeError(f"input must be float32, float64, float16 or bfloat16, got {input.dtype}")
-    if input.dtype != weights[0].dtype and not autocast.active(input.device.type):
-        raise ValueError(f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype})")
     if input.device != weights[0].device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, found input tensor at "
@@ -327,3 +345,18 @@ def _check_states(states: tuple[Tensor, ...], shapes: list[tuple[int, int, int]]
             )
         if state.dtype != input.dtype and not autocast.active(input.device.type):
             raise ValueError(f"RNN {name} dtype ({state.dtype}) does not match input dtype ({input.dtype})")
+
+
+def _check_cell(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> None:
+    input_size, hidden_size = weights[0].size(1), weights[1].size(1)
+    if input.size(1) != input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {input_size}")
+    for i, state in enumerate(states):
+        if state.size(0) != input.size(0):
+            raise RuntimeError(
+                f"Input batch size {input.size(0)} doesn't match hidden{i} batch size {state.size(0)}"
+            )
+        if state.size(1) != hidden_size:
+            raise RuntimeError(
+                f"hidden{i} has inconsistent hidden_size: got {state.size(1)}, expected {hidden_size}"
+            )
