@@ -12,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../cpu/dispatch.h"
+#include "../cpu/kernels.h"
 
 namespace {
 

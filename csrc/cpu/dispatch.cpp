@@ -5,38 +5,20 @@
 
 namespace rnnkernels::cpu {
 
-// Defined by lstm.cpp and gru.cpp, once per instruction set.
-#define RNN_DECLARE_KERNELS(isa)    \
-  namespace isa {                   \
-  extern const CellKernels kLstm;   \
-  extern const CellKernels kGru;    \
-  }
-RNN_DECLARE_KERNELS(baseline)
-#ifdef RNNKERNELS_WITH_AVX2
-RNN_DECLARE_KERNELS(avx2)
-#endif
-#ifdef RNNKERNELS_WITH_AVX512
-RNN_DECLARE_KERNELS(avx512)
-#endif
-#undef RNN_DECLARE_KERNELS
-
 namespace {
 
 struct Isa {
   const char* name;
-  Kernels kernels;
   bool supported;
 };
 
 std::vector<Isa> built() {
-  std::vector<Isa> isas{{"baseline", {&baseline::kLstm, &baseline::kGru}, true}};
+  std::vector<Isa> isas{{"baseline", true}};
 #ifdef RNNKERNELS_WITH_AVX2
-  isas.push_back({"avx2", {&avx2::kLstm, &avx2::kGru},
-                  __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+  isas.push_back({"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
 #ifdef RNNKERNELS_WITH_AVX512
-  isas.push_back({"avx512", {&avx512::kLstm, &avx512::kGru},
-                  __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  isas.push_back({"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
 #endif
   return isas;
@@ -75,8 +57,6 @@ const Isa& chosen() {
 }
 
 }  // namespace
-
-const Kernels& kernels() { return chosen().kernels; }
 
 const char* chosen_isa() { return chosen().name; }
 

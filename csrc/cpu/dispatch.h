@@ -1,20 +1,16 @@
-// Which instruction set serves this process.
+// Which instruction set serves this process. Knows no kernel, so that the Python module can ask too.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "kernels.h"
-
 namespace rnnkernels::cpu {
 
-// The widest set that was built and that this processor runs, or the one RNNKERNELS_CPU_ISA names.
-// Throws std::runtime_error when that names a set unknown, not built, or not supported here.
-// The environment is read once.
-const Kernels& kernels();
+// The widest set that was built and that this processor runs, or the one RNNKERNELS_CPU_ISA names. Throws
+// std::runtime_error when that is a set unknown to this build or not supported by this processor.
 const char* chosen_isa();
 
-// Names accepted by RNNKERNELS_CPU_ISA: those built into this library, narrowest first.
+// Names RNNKERNELS_CPU_ISA may have: sets built into this library, narrowest first, and those that run here.
 std::vector<std::string> built_isas();
 std::vector<std::string> supported_isas();
 

@@ -106,4 +106,7 @@ struct Kernels {
   const CellKernels* gru;
 };
 
+// The kernels of the instruction set dispatch.h chooses; throws what it throws.
+const Kernels& kernels();
+
 }  // namespace rnnkernels::cpu

@@ -1,0 +1,59 @@
+"""Loads the native operator library, once, and says why when it cannot."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_DIRECTORY = Path(__file__).parent / "lib"
+PATH = _DIRECTORY / "librnnkernels_cpu.so"
+REPORT = _DIRECTORY / "build_report.json"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether the CPU operators can be called."""
+
+    available: bool
+    reason: str | None  # why not; None when available
+    path: Path
+    build: dict[str, Any] = field(default_factory=dict)  # what setup.py reported; empty when it never ran
+
+
+@functools.cache
+def load() -> Status:
+    """Load the library and return :func:`status`; later calls return the first outcome. Never raises."""
+    build = _build_report()
+    if not PATH.exists():
+        return Status(False, _why_missing(build), PATH, build)
+    try:
+        torch.ops.load_library(PATH)
+    except Exception as error:  # a wrong ABI, a missing dependency, a truncated file: all one thing to the caller
+        return Status(False, f"{PATH.name} does not load: {error}", PATH, build)
+    return Status(True, None, PATH, build)
+
+
+def status() -> Status:
+    """What :func:`load` found."""
+    return load()
+
+
+def _build_report() -> dict[str, Any]:
+    try:
+        report = json.loads(REPORT.read_text())
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _why_missing(build: dict[str, Any]) -> str:
+    if not build:
+        return "the native library was not built; install the package: pip install -e . --no-build-isolation"
+    if build.get("status") == "built":
+        return f"the native library was built but {PATH} is gone; install the package again"
+    return f"the native library was not built: {build.get('reason', 'no reason recorded')}"

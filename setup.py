@@ -1,0 +1,211 @@
+"""Builds the native parts of rnnkernels; everything else about the package is in pyproject.toml.
+
+    pip install -e . --no-build-isolation
+
+RNNKERNELS_BUILD_CPU decides what happens to the CPU kernels:
+    auto  (default) build them; if that fails, say so and install without them
+    1     build them or fail
+    0     leave them out
+CXX, CXXFLAGS and MAX_JOBS are honoured. The outcome is written to rnnkernels/lib/build_report.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = ROOT / "csrc"
+LIBRARY = "librnnkernels_cpu.so"
+REPORT = "build_report.json"
+
+COMMON_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# The kernels are compiled once per instruction set; the flags choose the vector width (csrc/cpu/simd.h).
+X86_ISAS = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
+}
+KERNELS = ["cpu/gemm.cpp", "cpu/lstm.cpp", "cpu/gru.cpp"]
+# LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+
+
+class BuildError(Exception):
+    """Why the native parts cannot be built, in words for the person who installs."""
+
+
+@dataclass
+class Toolchain:
+    compiler: list[str]
+    version: str
+    flags: list[str]
+    isas: dict[str, list[str]]
+
+
+def run(command: list[str]) -> None:
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if result.returncode != 0:
+        tail = "\n".join(result.stdout.strip().splitlines()[-30:])
+        raise BuildError(f"{shlex.join(command)} failed with status {result.returncode}:\n{tail}")
+
+
+def find_toolchain() -> Toolchain:
+    wanted = os.environ.get("CXX")
+    compiler = shlex.split(wanted) if wanted else [name for name in ("c++", "g++", "clang++") if shutil.which(name)][:1]
+    if not compiler or shutil.which(compiler[0]) is None:
+        raise BuildError(f"no C++ compiler: {wanted or 'none of c++, g++, clang++'} is not on the path (set CXX)")
+    version = subprocess.run([*compiler, "--version"], stdout=subprocess.PIPE, text=True, errors="replace").stdout
+    flags = COMMON_FLAGS + shlex.split(os.environ.get("CXXFLAGS", ""))
+    isas: dict[str, list[str]] = {"baseline": []}
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        isas.update((name, isa) for name, isa in X86_ISAS.items() if accepts(compiler, isa))
+    return Toolchain(compiler, version.splitlines()[0] if version else "unknown", flags, isas)
+
+
+def accepts(compiler: list[str], flags: list[str]) -> bool:
+    command = [*compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def import_torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise BuildError(
+            f"torch is not importable in this environment ({error}): install torch, pybind11 and setuptools first, "
+            "then pip install --no-build-isolation"
+        ) from error
+    return torch
+
+
+def compile_all(tools: Toolchain, commands: list[tuple[str, list[str], Path]]) -> None:
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        compiles = [
+            pool.submit(run, [*tools.compiler, *tools.flags, *flags, "-c", str(SOURCES / source), "-o", str(target)])
+            for source, flags, target in commands
+        ]
+        for done in compiles:
+            done.result()
+
+
+def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
+    """Compile and link: `package`/lib/LIBRARY with the operators, and `module`, the Python extension."""
+    torch = import_torch()
+    import pybind11
+
+    torch_root = Path(torch.__file__).parent
+    widths = [f"-DRNNKERNELS_WITH_{isa.upper()}" for isa in tools.isas if isa != "baseline"]
+    facts = {
+        "VERSION": version(),
+        "COMPILER": tools.version,
+        "FLAGS": shlex.join(tools.flags),
+        "TORCH": torch.__version__,
+    }
+    # Each entry: source, its own flags, object file.
+    kernels = [
+        (source, [f"-DRNNKERNELS_ISA={isa}", *flags], scratch / f"{Path(source).stem}.{isa}.o")
+        for isa, flags in tools.isas.items()
+        for source in KERNELS
+    ]
+    table = ("cpu/kernels.cpp", widths, scratch / "kernels.o")
+    dispatch = ("cpu/dispatch.cpp", widths, scratch / "dispatch.o")
+    operators = (
+        "bindings/ops_cpu.cpp",
+        [STABLE_ABI, "-isystem", str(torch_root / "include")],
+        scratch / "ops_cpu.o",
+    )
+    python = (
+        "bindings/python.cpp",
+        [f"-DRNNKERNELS_{name}={json.dumps(value)}" for name, value in facts.items()]
+        + ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")],
+        scratch / "python.o",
+    )
+    compile_all(tools, [*kernels, operators, python, table, dispatch])
+
+    library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, operators]]
+    (package / "lib").mkdir(parents=True, exist_ok=True)
+    # No Python in the library, and no run-time path: torch is loaded before it.
+    link(
+        tools,
+        package / "lib" / LIBRARY,
+        [*library_objects, f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"],
+    )
+    link(tools, module, [str(python[2]), str(dispatch[2])])
+
+
+def link(tools: Toolchain, target: Path, arguments: list[str]) -> None:
+    # To a name of its own first: a process that has the old library mapped keeps it.
+    fresh = target.with_name(target.name + ".new")
+    shared = ["-shared"] if sys.platform != "darwin" else ["-shared", "-undefined", "dynamic_lookup"]
+    run([*tools.compiler, *shared, "-o", str(fresh), *arguments])
+    os.replace(fresh, target)
+
+
+def version() -> str:
+    scope: dict[str, str] = {}
+    exec((ROOT / "rnnkernels" / "_version.py").read_text(), scope)
+    return scope["__version__"]
+
+
+class BuildNative(build_ext):
+    """Takes the place of setuptools' compilation; the extensions it is given only name what is produced."""
+
+    def run(self) -> None:
+        package = ROOT / "rnnkernels" if self.inplace else Path(self.build_lib).resolve() / "rnnkernels"
+        module = package / Path(self.get_ext_filename("rnnkernels._C")).name
+        wish = os.environ.get("RNNKERNELS_BUILD_CPU", "auto")
+        if wish not in ("auto", "0", "1"):
+            raise SystemExit(f"RNNKERNELS_BUILD_CPU={wish}: must be auto, 1 or 0")
+        (package / "lib").mkdir(parents=True, exist_ok=True)
+        report = {"status": "built", "reason": None, "compiler": None, "flags": None, "isas": [], "torch": None}
+        try:
+            if wish == "0":
+                raise BuildError("RNNKERNELS_BUILD_CPU=0")
+            report["torch"] = import_torch().__version__
+            tools = find_toolchain()
+            report.update(compiler=tools.version, flags=shlex.join(tools.flags), isas=list(tools.isas))
+            with tempfile.TemporaryDirectory(prefix="rnnkernels-build-") as scratch:
+                build(tools, package, module, Path(scratch))
+        except (BuildError, OSError, ImportError) as error:
+            report.update(status="skipped" if wish == "0" else "failed", reason=str(error))
+            # What an earlier build left would pass for this one's.
+            for stale in (package / "lib" / LIBRARY, module):
+                stale.unlink(missing_ok=True)
+            self.announce_failure(str(error), wish)
+            if wish == "1":
+                raise SystemExit(f"RNNKERNELS_BUILD_CPU=1, but the CPU kernels could not be built: {error}") from None
+        finally:
+            (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        if self.inplace:
+            (package / "lib" / ".gitignore").write_text("*\n")
+
+    def announce_failure(self, reason: str, wish: str) -> None:
+        line = "=" * 100
+        what = "left out" if wish == "0" else "NOT built"
+        print(f"\n{line}\nrnnkernels: the CPU kernels were {what}; layers fall back to torch's own.\n{reason}\n{line}\n", file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        package = Path(self.build_lib) / "rnnkernels"
+        candidates = [package / "lib" / LIBRARY, package / "lib" / REPORT]
+        candidates.append(package / Path(self.get_ext_filename("rnnkernels._C")).name)
+        return [str(path) for path in candidates if path.exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+setup(ext_modules=[Extension("rnnkernels._C", sources=[])], cmdclass={"build_ext": BuildNative})
