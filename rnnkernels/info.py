@@ -20,12 +20,14 @@ from typing import Any
 import torch
 
 from . import _library, backends
+from ._version import __version__
 
 SCHEMA = 1
 
 #: Variables that change what is built or computed, listed even when unset.
 ENVIRONMENT = (
     "RNNKERNELS_BACKEND",
+    "RNNKERNELS_CPU_ISA",
     "RNNKERNELS_BUILD_CPU",
     "RNNKERNELS_BUILD_CUDA",
     "OMP_NUM_THREADS",
@@ -47,7 +49,7 @@ def collect() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"rnnkernels": _own_version(), "python": platform.python_version()}
+    versions: dict[str, str | None] = {"rnnkernels": __version__, "python": platform.python_version()}
     versions["torch"] = torch.__version__
     versions["cuda"] = torch.version.cuda
     for package in ("triton", "numpy"):
@@ -56,18 +58,6 @@ def _versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-def _own_version() -> str | None:
-    # A checkout that was put on the path without being installed has no metadata, and an editable install may have stale ones.
-    if importlib.util.find_spec("rnnkernels._version") is not None:
-        from ._version import __version__
-
-        return __version__
-    try:
-        return importlib.metadata.version("rnnkernels")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _machine() -> dict[str, Any]:
@@ -109,23 +99,28 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def _native() -> dict[str, Any]:
-    status = _library.status()
-    path = getattr(status, "path", None)
+    status, facts = _library.status(), _extension_facts()
     return {
         "available": status.available,
         "reason": status.reason,
-        "path": None if path is None else str(path),
-        "build": _build_facts(),
+        "path": str(status.path),
+        "compiler": status.build.get("compiler"),
+        "flags": status.build.get("flags"),
+        "built_with_torch": status.build.get("torch"),
+        "isas_built": status.build.get("isas", []),
+        "isas_supported": facts.get("cpu_isas_supported", []),
+        "isa": facts.get("cpu_isa"),
+        "isa_error": facts.get("cpu_isa_error"),
     }
 
 
-def _build_facts() -> dict[str, Any] | None:
-    """Compiler, flags and ISA levels of the native library, from the optional module ``rnnkernels._C``."""
+def _extension_facts() -> dict[str, Any]:
+    """What the optional extension module knows about this process; empty without it."""
     if importlib.util.find_spec("rnnkernels._C") is None:
-        return None
+        return {}
     from . import _C
 
-    return dict(_C.build_info())
+    return _C.build_info()
 
 
 def _backends() -> dict[str, dict[str, Any]]:
@@ -170,9 +165,7 @@ def render(info: dict[str, Any]) -> str:
         for i, gpu in enumerate(machine["gpus"])
     ] or ["  GPU          none"]
     lines += ["native library", f"  {'loaded' if native['available'] else 'not loaded: ' + str(native['reason'])}"]
-    if native["path"]:
-        lines.append(f"  path         {native['path']}")
-    lines += [f"  {name:<12} {_flat(value)}" for name, value in (native["build"] or {}).items()]
+    lines += [f"  {name:<16} {_flat(native[name])}" for name in list(native)[2:] if native[name]]
     lines += ["backends, in the order auto tries them"]
     for name, backend in info["backends"].items():
         lines.append(f"  {name:<12} {backend['description']}: {backend['reason'] or 'available'}")

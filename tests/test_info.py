@@ -23,7 +23,18 @@ KEYS = {
         "torch_threads",
         "gpus",
     },
-    "native": {"available", "reason", "path", "build"},
+    "native": {
+        "available",
+        "reason",
+        "path",
+        "compiler",
+        "flags",
+        "built_with_torch",
+        "isas_built",
+        "isas_supported",
+        "isa",
+        "isa_error",
+    },
     "backends": set(backends.PREFERENCE),
     "environment": set(info.ENVIRONMENT),
 }
@@ -44,9 +55,7 @@ def test_json_from_the_command_line_has_the_documented_keys():
 
 def test_every_backend_is_either_available_or_says_why_not():
     for name, backend in info.collect()["backends"].items():
-        request = backends.Request(
-            cell="lstm", device=torch.device("cpu"), dtype=torch.float32, input_size=64, hidden_size=64
-        )
+        request = backends.Request(cell="lstm", device=torch.device("cpu"), dtype=torch.float32, input_size=64, hidden_size=64)
         assert backend["available"] == (backends.get(name).unsupported(request) is None)
         assert backend["available"] == (backend["reason"] is None)
 
@@ -56,10 +65,17 @@ def test_native_section_agrees_with_the_library_loader():
     assert (native["available"], native["reason"]) == (status.available, status.reason)
 
 
+def test_native_section_is_whole_without_the_extension_module(monkeypatch):
+    monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: None)
+    native = info.collect()["native"]
+    assert KEYS["native"] <= set(native)
+    assert (native["isas_supported"], native["isa"]) == ([], None)
+
+
 @pytest.mark.parametrize("available", [True, False])
 def test_text_form_names_every_backend_and_the_state_of_the_library(monkeypatch, available):
     reason = None if available else "the compiler was missing"
-    monkeypatch.setattr(_library, "status", lambda: type("Status", (), {"available": available, "reason": reason})())
+    monkeypatch.setattr(_library, "status", lambda: _library.Status(available, reason, _library.PATH))
     text = info.render(info.collect())
     for name in backends.PREFERENCE:
         assert f"\n  {name} " in text
@@ -68,9 +84,7 @@ def test_text_form_names_every_backend_and_the_state_of_the_library(monkeypatch,
 
 def test_environment_variables_in_force_are_shown():
     text = _run(RNNKERNELS_BACKEND="aten").stdout
-    assert [line.split() for line in text.splitlines() if "RNNKERNELS_BACKEND" in line] == [
-        ["RNNKERNELS_BACKEND", "aten"]
-    ]
+    assert [line.split() for line in text.splitlines() if "RNNKERNELS_BACKEND" in line] == [["RNNKERNELS_BACKEND", "aten"]]
 
 
 def test_gpus_are_listed_by_name(monkeypatch):
