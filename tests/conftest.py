@@ -1,0 +1,90 @@
+"""Fixtures and options shared by all tests: backends, seeds, threads, and how hard hypothesis searches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import hypothesis
+import pytest
+import torch
+
+from rnnkernels.backends import NAMES, native, use_backend
+
+DEFAULT_BACKENDS = ("reference", "cpu")
+
+# Examples per property: few by default so that the suite stays short, RNNKERNELS_TEST_EXAMPLES=1000 for a long search.
+hypothesis.settings.register_profile(
+    "rnnkernels",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=int(os.environ.get("RNNKERNELS_TEST_EXAMPLES", "25")),
+    # Examples only call functions: none depends on a fixture being fresh.
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("rnnkernels")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-native",
+        action="store_true",
+        default=os.environ.get("RNNKERNELS_TEST_REQUIRE_NATIVE", "0") == "1",
+        help="fail, instead of skipping, tests of the native backend when it is not built although a compiler is there "
+        "(also RNNKERNELS_TEST_REQUIRE_NATIVE=1)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "backends(*names): the backends to run a test on instead of reference and cpu")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("backends")
+    names = marker.args if marker else DEFAULT_BACKENDS
+    unknown = set(names) - set(NAMES)
+    if unknown:
+        raise ValueError(f"{metafunc.definition.nodeid} asks for unknown backends {sorted(unknown)}")
+    metafunc.parametrize("backend", names, indirect=True)
+
+
+def require_native(config: pytest.Config) -> None:
+    """Skip the calling test if the native library is missing, or fail it where that would hide a lost backend."""
+    reason = native.missing()
+    if reason is None:
+        return
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if config.getoption("--require-native") and compiler:
+        pytest.fail(f"the native library is missing although {compiler} could build it: {reason}", pytrace=False)
+    pytest.skip(f"the native library is missing: {reason}")
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest):
+    """The name of a backend, which the whole test runs on."""
+    if request.param == "cpu":
+        require_native(request.config)
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def native_library(request: pytest.FixtureRequest) -> None:
+    """For tests of the native operators themselves."""
+    require_native(request.config)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(20240607)
+
+
+@pytest.fixture
+def threads():
+    """``threads(n)`` sets torch's thread count; the old count comes back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
