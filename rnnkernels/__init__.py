@@ -1,8 +1,10 @@
 """Fused LSTM and GRU kernels behind torch.nn's interface."""
 
 from . import autograd, functional, ops
+from ._version import __version__
 from .backends import Backend, Explanation, Request, UnsupportedRequest, choose, explain, use_backend
 from .cells import GRUCell, LSTMCell
+from .convert import replace_rnn_modules, restore_rnn_modules
 from .modules import GRU, LSTM
 
 __all__ = [
@@ -14,10 +16,13 @@ __all__ = [
     "LSTMCell",
     "Request",
     "UnsupportedRequest",
+    "__version__",
     "autograd",
     "choose",
     "explain",
     "functional",
     "ops",
+    "replace_rnn_modules",
+    "restore_rnn_modules",
     "use_backend",
 ]

@@ -1,7 +1,7 @@
 r"""``LSTMCell`` and ``GRUCell``: one step of an LSTM or a GRU, in place of torch.nn's cells.
 
-They derive from :class:`torch.nn.RNNCellBase`, so ``isinstance(cell, torch.nn.LSTMCell)`` is False; parameters, their initial draw,
-``state_dict``, inputs and errors are torch.nn's.
+They derive from :class:`torch.nn.RNNCellBase`, so ``isinstance(cell, torch.nn.LSTMCell)`` is False; parameters, their initial
+draw, ``state_dict``, inputs and errors are torch.nn's.
 """
 
 from __future__ import annotations
@@ -23,18 +23,14 @@ class _Cell(nn.RNNCellBase):
         weights = self._weights()
         data = weights[0] if input is None else input
         present = [weight for weight in weights if weight is not None]
-        return functional.request(
-            f"{self._kind}_cell", data, present, input_size=self.input_size, hidden_size=self.hidden_size
-        )
+        return functional.request(f"{self._kind}_cell", data, present, input_size=self.input_size, hidden_size=self.hidden_size)
 
     def _weights(self) -> list[Tensor | None]:
         return current_weights(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
     def _check_dim(self, name: str, tensor: Tensor) -> None:
         if tensor.dim() not in (1, 2):
-            raise ValueError(
-                f"{self._kind.upper()}Cell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead"
-            )
+            raise ValueError(f"{self._kind.upper()}Cell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
 
 
 class LSTMCell(_Cell):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -149,9 +148,7 @@ class _LayerStack(nn.RNNBase):
     def _weight_names(self) -> list[list[str]]:
         kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias + ["weight_hr"] * (self.proj_size > 0)
         suffixes = ["", "_reverse"] if self.bidirectional else [""]
-        return [
-            [f"{kind}_l{layer}{suffix}" for kind in kinds] for layer in range(self.num_layers) for suffix in suffixes
-        ]
+        return [[f"{kind}_l{layer}{suffix}" for kind in kinds] for layer in range(self.num_layers) for suffix in suffixes]
 
 
 class LSTM(_LayerStack):
