@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import autocast, autograd
-from .backends import FLOAT_DTYPES, Backend, Request, aten, choose, reference
+from .backends import Backend, Request, aten, choose, reference
+from .checks import check_cell, check_input, check_states
 from .layout import GRU_GATES, LSTM_GATES, operator, weights_per_direction
 
 _GATES = {"lstm": LSTM_GATES, "gru": GRU_GATES}
@@ -167,14 +167,14 @@ def _stack(
     swap_axes = batch_first and batch_sizes is None
     if swap_axes and input.dim() == 3:
         input = input.transpose(0, 1)
-    batch = _check_input(input, batch_sizes, weights)
+    batch = check_input(input, batch_sizes, weights)
     widths = (state_size, hidden_size) if cell == "lstm" else (hidden_size,)
     shapes = [(num_layers * directions, batch, width) for width in widths]
     if hx is None:
         states = tuple(input.new_zeros(shape) for shape in shapes)
     else:
         states = tuple(hx)
-        _check_states(states, shapes, input)
+        check_states(states, shapes, input)
 
     device_type = input.device.type
     lowered = autocast.active(device_type)
@@ -200,7 +200,7 @@ def _stack(
             output, layers = input, []
             for layer in range(num_layers):
                 if layer > 0 and train and dropout > 0:
-                    output = F.dropout(output, dropout, training=True)
+                    output = torch.dropout(output, dropout, True)
                 first = layer * directions
                 own_states = states if num_layers == 1 else tuple(s[first : first + directions] for s in states)
                 own_weights = weights[layer * per_layer : (layer + 1) * per_layer]
@@ -236,7 +236,8 @@ def _layer(
 def _cell(
     cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 ) -> tuple[Tensor, ...]:
-    _check_cell(input, states, weights)
+    check_cell(input, states, weights)
+    weights = _both_biases(*weights)
     device_type = input.device.type
     present = [w for w in weights if w is not None]
     lowered = autocast.active(device_type)
@@ -291,72 +292,15 @@ def _forward_ad_active() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
+def _both_biases(
+    w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The operators take two biases or none; a cell may have lost one of them."""
+    if (b_ih is None) != (b_hh is None):
+        b_ih = torch.zeros_like(b_hh) if b_ih is None else b_ih
+        b_hh = torch.zeros_like(b_ih) if b_hh is None else b_hh
+    return w_ih, w_hh, b_ih, b_hh
+
+
 def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-# --- checks --------------------------------------------------------------------------------------------------------------
-
-
-def _check_input(input: Tensor, batch_sizes: Tensor | None, weights: Sequence[Tensor]) -> int:
-    """Check what every backend relies on; -> the batch size."""
-    if input.dtype != weights[0].dtype and not autocast.active(input.device.type):
-        raise ValueError(
-            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "
-            f"Convert input: input.to({weights[0].dtype}), or convert model: model.to({input.dtype})"
-        )
-    expected_dim = 3 if batch_sizes is None else 2
-    if input.dim() != expected_dim:
-        raise RuntimeError(f"input must have {expected_dim} dimensions, got {input.dim()}")
-    if input.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"input must be float32, float64, float16 or bfloat16, got {input.dtype}")
-    if input.device != weights[0].device:
-        raise RuntimeError(
-            "Input and parameter tensors are not at the same device, found input tensor at "
-            f"{input.device} and parameter tensor at {weights[0].device}"
-        )
-    if input.size(-1) != weights[0].size(1):
-        raise RuntimeError(
-            f"input.size(-1) must be equal to input_size. Expected {weights[0].size(1)}, got {input.size(-1)}"
-        )
-    if batch_sizes is None:
-        if input.size(0) == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        return input.size(1)
-    if batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu" or batch_sizes.dim() != 1:
-        raise RuntimeError(
-            "batch_sizes must be a one-dimensional int64 tensor on the CPU, got "
-            f"{batch_sizes.dim()} dimensions, {batch_sizes.dtype}, {batch_sizes.device}"
-        )
-    if batch_sizes.numel() == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    return int(batch_sizes[0])
-
-
-def _check_states(states: tuple[Tensor, ...], shapes: list[tuple[int, int, int]], input: Tensor) -> None:
-    names = ("hidden",) if len(shapes) == 1 else ("hidden[0]", "hidden[1]")
-    for state, shape, name in zip(states, shapes, names, strict=True):
-        if tuple(state.shape) != shape:
-            raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
-        if state.device != input.device:
-            raise RuntimeError(
-                "Input and hidden tensors are not at the same device, found input tensor at "
-                f"{input.device} and hidden tensor at {state.device}"
-            )
-        if state.dtype != input.dtype and not autocast.active(input.device.type):
-            raise ValueError(f"RNN {name} dtype ({state.dtype}) does not match input dtype ({input.dtype})")
-
-
-def _check_cell(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> None:
-    input_size, hidden_size = weights[0].size(1), weights[1].size(1)
-    if input.size(1) != input_size:
-        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {input_size}")
-    for i, state in enumerate(states):
-        if state.size(0) != input.size(0):
-            raise RuntimeError(
-                f"Input batch size {input.size(0)} doesn't match hidden{i} batch size {state.size(0)}"
-            )
-        if state.size(1) != hidden_size:
-            raise RuntimeError(
-                f"hidden{i} has inconsistent hidden_size: got {state.size(1)}, expected {hidden_size}"
-            )

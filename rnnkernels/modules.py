@@ -282,6 +282,8 @@ class GRU(_LayerStack):
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__("GRU", *args, **kwargs)
+        if self.proj_size:  # the eighth positional argument
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
     def _compute(self, input, hx, batch_first, batch_sizes=None):
         return functional.gru(
