@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import derivatives, ops  # noqa: F401  (ops registers the operators these call)
+from .calling import apply, call_below_autograd
 from .layout import operator
 
 
@@ -38,7 +39,8 @@ class LSTMFunction(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         op = operator(family, "lstm_forward")
-        return op(input, batch_sizes, h0, c0, weights, has_biases, has_projection, bidirectional, True)
+        flags = (has_biases, has_projection, bidirectional)
+        return call_below_autograd(op, input, batch_sizes, h0, c0, weights, *flags, True)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -73,7 +75,7 @@ class GRUFunction(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         op = operator(family, "gru_forward")
-        return op(input, batch_sizes, h0, weights, has_biases, bidirectional, True)
+        return call_below_autograd(op, input, batch_sizes, h0, weights, has_biases, bidirectional, True)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -103,7 +105,8 @@ class LSTMCellFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         op = operator(family, "lstm_forward")
         x, h, c = input.unsqueeze(0), h0.unsqueeze(0), c0.unsqueeze(0)
-        _, h, c, gates, cells = op(x, None, h, c, weights, len(weights) == 4, False, False, True)
+        flags = (len(weights) == 4, False, False)
+        _, h, c, gates, cells = call_below_autograd(op, x, None, h, c, weights, *flags, True)
         return _drop_step(h), _drop_step(c), gates, cells
 
     @staticmethod
@@ -136,7 +139,8 @@ class GRUCellFunction(torch.autograd.Function):
     @staticmethod
     def forward(family: str, input: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         op = operator(family, "gru_forward")
-        _, h, gates = op(input.unsqueeze(0), None, h0.unsqueeze(0), weights, len(weights) == 4, False, True)
+        x, h = input.unsqueeze(0), h0.unsqueeze(0)
+        _, h, gates = call_below_autograd(op, x, None, h, weights, len(weights) == 4, False, True)
         return _drop_step(h), gates
 
     @staticmethod
@@ -178,9 +182,8 @@ class BackwardFunction(torch.autograd.Function):
         n = derivatives.N_STATES[cell]
         grads, (input, *rest) = operands[: n + 1], operands[n + 1 :]
         layer = derivatives.Saved(input, batch_sizes, rest[:n], rest[2 * n + 1 :], rest[n : 2 * n + 1], flags)
-        *results, d_weights = operator(family, f"{cell}_backward")(
-            *layer.backward_arguments(grads, needs_input, needs_weights)
-        )
+        arguments = layer.backward_arguments(grads, needs_input, needs_weights)
+        *results, d_weights = call_below_autograd(operator(family, f"{cell}_backward"), *arguments)
         return *results, *d_weights
 
     @staticmethod
@@ -212,7 +215,8 @@ def _layer_backward(
 ) -> list[Tensor | None]:
     """-> gradients of input, states and each weight, None where not needed."""
     if torch.is_grad_enabled():  # somebody may differentiate these gradients
-        d_input, *rest = BackwardFunction.apply(
+        d_input, *rest = apply(
+            BackwardFunction,
             cell,
             family,
             layer.flags,
@@ -227,7 +231,7 @@ def _layer_backward(
         )
     else:
         arguments = layer.backward_arguments(grads, needs_input, needs_weights)
-        d_input, *d_states, d_weights = operator(family, f"{cell}_backward")(*arguments)
+        d_input, *d_states, d_weights = call_below_autograd(operator(family, f"{cell}_backward"), *arguments)
         rest = [*d_states, *d_weights]
     missing = [] if needs_weights else [None] * len(layer.weights)
     return [d_input if needs_input else None, *rest, *missing]

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from . import autocast, autograd
 from .backends import Backend, Request, aten, choose, reference
+from .calling import apply, call_below_autograd
 from .checks import check_cell, check_input, check_states
 from .layout import GRU_GATES, LSTM_GATES, operator, weights_per_direction
 
@@ -227,10 +228,10 @@ def _layer(
     if _forward_ad_active():
         return _REFERENCE[cell](input, batch_sizes, *states, weights, *flags, False)[:n_results]
     if transformed or _needs_grad(input, *states, *weights):
-        function = _LAYER_FUNCTIONS[cell]
-        return function.apply(backend.family, *flags, batch_sizes, input, *states, *weights)[:n_results]
+        arguments = (backend.family, *flags, batch_sizes, input, *states, *weights)
+        return apply(_LAYER_FUNCTIONS[cell], *arguments)[:n_results]
     op = operator(backend.family, f"{cell}_forward")
-    return op(input, batch_sizes, *states, weights, *flags, False)[:n_results]
+    return call_below_autograd(op, input, batch_sizes, *states, weights, *flags, False)[:n_results]
 
 
 def _cell(
@@ -251,7 +252,7 @@ def _cell(
         if backend.family is None:
             return aten.cell_forward(cell, input, states, weights)
         if not _forward_ad_active() and (transformed or _needs_grad(input, *states, *present)):
-            return _CELL_FUNCTIONS[cell].apply(backend.family, input, *states, *present)[: len(states)]
+            return apply(_CELL_FUNCTIONS[cell], backend.family, input, *states, *present)[: len(states)]
         flags = (len(present) == 4, False, False) if cell == "lstm" else (len(present) == 4, False)
         step_states = tuple(s.unsqueeze(0) for s in states)
         _, *finals = _layer(cell, backend, False, flags, input.unsqueeze(0), None, step_states, present)
