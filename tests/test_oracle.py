@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cases import Case, Implementation, draw, evaluate, torch_nn
-from oracle import DTYPES, assert_within_budget, equations, error, rewritten, violations, yardstick
+from oracle import DTYPES, assert_same_mathematics, assert_within_budget, equations, rewritten, violations, yardstick
 
 CASES = [
     Case("lstm"),
@@ -27,8 +27,7 @@ def test_torch_nn_in_float64_agrees_with_the_written_out_equations(case: Case) -
     ours, theirs = evaluate(equations, problem), evaluate(torch_nn, problem)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        # A thousand roundings of the largest term: far from any mistake in an equation, which shows in the first digits.
-        assert error(ours[name], value) < 1000 * torch.finfo(torch.float64).eps, name
+        assert_same_mathematics(ours[name], value, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
