@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -183,15 +184,9 @@ def _stack(
         dtype = autocast.compute_dtype(cell, device_type, (input, *states, *weights))
         input, states, weights = input.to(dtype), tuple(s.to(dtype) for s in states), [w.to(dtype) for w in weights]
     with torch.autocast(device_type, enabled=False) if lowered else nullcontext():
-        backend, transformed = _choose(
-            cell,
-            input,
-            hidden_size=hidden_size,
-            proj_size=state_size if has_projection else 0,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            packed=batch_sizes is not None,
-        )
+        tracing = _tracing()
+        structure = (state_size if has_projection else 0, num_layers, bidirectional, batch_sizes is not None)
+        backend = choose(Request(cell, input.device, input.dtype, input.size(-1), hidden_size, *structure, *tracing))
         if backend.family is None:
             output, *finals = aten.forward(
                 cell, input, batch_sizes, states, weights, has_biases, num_layers, dropout, train, bidirectional
@@ -206,7 +201,7 @@ def _stack(
                 own_states = states if num_layers == 1 else tuple(s[first : first + directions] for s in states)
                 own_weights = weights[layer * per_layer : (layer + 1) * per_layer]
                 output, *own_finals = _layer(
-                    cell, backend, transformed, flags, output, batch_sizes, own_states, own_weights
+                    cell, backend, tracing, flags, output, batch_sizes, own_states, own_weights
                 )
                 layers.append(own_finals)
             finals = layers[0] if num_layers == 1 else [torch.cat(final) for final in zip(*layers, strict=True)]
@@ -216,7 +211,7 @@ def _stack(
 def _layer(
     cell: str,
     backend: Backend,
-    transformed: bool,
+    tracing: _Tracing,
     flags: tuple[bool, ...],
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -225,9 +220,9 @@ def _layer(
 ) -> Sequence[Tensor]:
     """One layer on an operator backend -> output and the final states."""
     n_results = 1 + len(states)
-    if _forward_ad_active():
+    if tracing.forward_ad:
         return _REFERENCE[cell](input, batch_sizes, *states, weights, *flags, False)[:n_results]
-    if transformed or _needs_grad(input, *states, *weights):
+    if tracing.transformed or _needs_grad(input, *states, *weights):
         arguments = (backend.family, *flags, batch_sizes, input, *states, *weights)
         return apply(_LAYER_FUNCTIONS[cell], *arguments)[:n_results]
     op = operator(backend.family, f"{cell}_forward")
@@ -248,15 +243,18 @@ def _cell(
         weights = tuple(None if w is None else w.to(dtype) for w in weights)
         present = [w for w in weights if w is not None]
     with torch.autocast(device_type, enabled=False) if lowered else nullcontext():
-        backend, transformed = _choose(cell, input, hidden_size=weights[1].size(1))
+        tracing = _tracing()
+        structure = (0, 1, False, False)  # no projection, one layer, one direction, not packed
+        sizes = (weights[0].size(1), weights[1].size(1))
+        backend = choose(Request(cell, input.device, input.dtype, *sizes, *structure, *tracing))
         if backend.family is None:
             return aten.cell_forward(cell, input, states, weights)
-        if not _forward_ad_active() and (transformed or _needs_grad(input, *states, *present)):
+        if not tracing.forward_ad and (tracing.transformed or _needs_grad(input, *states, *present)):
             return apply(_CELL_FUNCTIONS[cell], backend.family, input, *states, *present)[: len(states)]
         flags = (len(present) == 4, False, False) if cell == "lstm" else (len(present) == 4, False)
-        step_states = tuple(s.unsqueeze(0) for s in states)
-        _, *finals = _layer(cell, backend, False, flags, input.unsqueeze(0), None, step_states, present)
-        return tuple(final.squeeze(0) for final in finals)
+        step_states = [s.unsqueeze(0) for s in states]
+        finals = _layer(cell, backend, tracing, flags, input.unsqueeze(0), None, step_states, present)[1:]
+        return tuple([final.squeeze(0) for final in finals])
 
 
 def request(op: str, input: Tensor, weights: Sequence[Tensor], **structure) -> Request:
@@ -265,32 +263,23 @@ def request(op: str, input: Tensor, weights: Sequence[Tensor], **structure) -> R
     device_type, dtype = input.device.type, input.dtype
     if autocast.active(device_type):
         dtype = autocast.compute_dtype(op, device_type, (input, *weights))
-    return _request(op.removesuffix("_cell"), input, dtype, _transformed(), **structure)
+    return Request(op.removesuffix("_cell"), input.device, dtype, **structure, **_tracing()._asdict())
 
 
-def _request(cell: str, input: Tensor, dtype: torch.dtype, transformed: bool, **structure) -> Request:
-    return Request(
-        cell=cell,
-        device=input.device,
-        dtype=dtype,
-        transformed=transformed,
-        forward_ad=_forward_ad_active(),
-        **structure,
-    )
+class _Tracing(NamedTuple):
+    """What else than plain eager execution is going on; the fields are :class:`~rnnkernels.backends.Request`'s."""
+
+    transformed: bool
+    forward_ad: bool
 
 
-def _choose(cell: str, input: Tensor, **structure) -> tuple[Backend, bool]:
-    """The backend, and whether a torch.func transform is being traced through this call."""
-    transformed = _transformed()
-    return choose(_request(cell, input, input.dtype, transformed, input_size=input.size(-1), **structure)), transformed
+_PLAIN = _Tracing(False, False)
 
 
-def _transformed() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def _forward_ad_active() -> bool:
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+def _tracing() -> _Tracing:
+    if torch.compiler.is_compiling():
+        return _PLAIN
+    return _Tracing(torch._C._are_functorch_transforms_active(), forward_ad._current_level >= 0)
 
 
 def _both_biases(
@@ -304,4 +293,8 @@ def _both_biases(
 
 
 def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # a loop: any() over a generator takes twice the time
+            if tensor.requires_grad:
+                return True
+    return False
