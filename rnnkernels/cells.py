@@ -65,8 +65,8 @@ class LSTMCell(_Cell):
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
             hx = (zeros, zeros)
         else:
-            self._check_dim("hx[0]", hx[0])
-            self._check_dim("hx[1]", hx[1])
+            for i, state in enumerate(hx):
+                self._check_dim(f"hx[{i}]", state)
         if input.dim() == 2:
             return functional.lstm_cell(input, hx, *self._weights())
         hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))

@@ -56,13 +56,13 @@ def check_states(states: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]
         _check_same_kind(name, state, input)
 
 
-def check_cell(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor | None]) -> None:
+def check_cell(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor | None]) -> None:
     """Check one step's input (N, I) and states (N, H) against each other and the weights."""
+    if len(states) != (2 if cell == "lstm" else 1):
+        raise RuntimeError("lstm_cell expects two hidden states")
     input_size, hidden_size = weights[0].size(1), weights[1].size(1)
     if input.size(1) != input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {input_size}")
-    if len(states) > 2:
-        raise RuntimeError("lstm_cell expects two hidden states")
     for i, state in enumerate(states):
         if state.size(0) != input.size(0):
             raise RuntimeError(f"Input batch size {input.size(0)} doesn't match hidden{i} batch size {state.size(0)}")

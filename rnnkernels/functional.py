@@ -232,7 +232,7 @@ def _layer(
 def _cell(
     cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 ) -> tuple[Tensor, ...]:
-    check_cell(input, states, weights)
+    check_cell(cell, input, states, weights)
     weights = _both_biases(*weights)
     device_type = input.device.type
     present = [w for w in weights if w is not None]

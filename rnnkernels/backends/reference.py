@@ -302,7 +302,12 @@ def _replace_rows(state: Tensor, rows: Tensor) -> Tensor:
 
 def _steps(data: Tensor, batch_sizes: Tensor | None) -> Sequence[Tensor]:
     """Cut (T, N, ...) or packed (R, ...) data into the rows of each step."""
-    return data.unbind(0) if batch_sizes is None else data.split(batch_sizes.tolist())
+    if batch_sizes is None:
+        return data.unbind(0)
+    sizes = batch_sizes.tolist()
+    if sizes != sorted(sizes, reverse=True):
+        raise RuntimeError(f"batch_sizes must not increase, got {sizes}")  # rows would be broadcast without a word
+    return data.split(sizes)
 
 
 def _join(steps: Sequence[Tensor], batch_sizes: Tensor | None) -> Tensor:
