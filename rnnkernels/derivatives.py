@@ -157,7 +157,10 @@ def second_order(
         return vjp(tuple(output_grads))
 
     _, vjp = torch.func.vjp(gradients, *(operands[i] for i in given), *primals)
-    second = vjp(tuple(torch.zeros_like(p) if g is None else g for p, g in zip(primals, second_grads, strict=True)))
+    # The gradient of a result that backward was not asked for has that result's shape, (0,).
+    unused = [g is None or g.numel() == 0 for g in second_grads]
+    cotangents = zip(primals, second_grads, unused, strict=True)
+    second = vjp(tuple(torch.zeros_like(p) if without else g for p, g, without in cotangents))
     result: list[Tensor | None] = [None] * n_grads
     for i, grad in zip(given, second, strict=False):
         result[i] = grad
