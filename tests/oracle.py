@@ -42,12 +42,16 @@ def equations(case: Case, input: Tensor, states: tuple[Tensor, ...], weights: di
         for direction in range(case.directions):
             own = [states_of[layer * case.directions + direction] for states_of in states]
             suffix = f"_l{layer}" + ("_reverse" if direction else "")
-            pairs = [_run(case.cell, s, [o[b] for o in own], weights, suffix, direction) for b, s in enumerate(sequences)]
+            pairs = [
+                _run(case.cell, s, [o[b] for o in own], weights, suffix, direction) for b, s in enumerate(sequences)
+            ]
             outputs.append([sequence for sequence, _ in pairs])
             finals.append([final for _, final in pairs])
         sequences = [[torch.cat(step) for step in zip(*both, strict=True)] for both in zip(*outputs, strict=True)]
     rows = [sequences[b][t] for t, size in enumerate(sizes) for b in range(size)]
-    stacked = [torch.stack([torch.stack([row[k] for row in rows_of]) for rows_of in finals]) for k in range(len(states))]
+    stacked = [
+        torch.stack([torch.stack([row[k] for row in rows_of]) for rows_of in finals]) for k in range(len(states))
+    ]
     return torch.stack(rows).view(case.output_shape), *stacked
 
 

@@ -115,7 +115,9 @@ WANTS = [w for n in range(1, 3) for w in itertools.combinations(("input", "state
 
 @pytest.mark.parametrize("wants", WANTS, ids="+".join)
 @pytest.mark.parametrize(
-    "case", [*_both(), Case("lstm", lengths=(3, 2, 1), bidirectional=True, proj_size=2), Case("gru", num_layers=2)], ids=str
+    "case",
+    [*_both(), Case("lstm", lengths=(3, 2, 1), bidirectional=True, proj_size=2), Case("gru", num_layers=2)],
+    ids=str,
 )
 def test_a_subset_of_gradients_has_the_bits_of_the_whole(backend: str, case: Case, wants: tuple[str, ...]) -> None:
     """Asking for less must not change what is computed; that the whole is right, the tests above show."""
@@ -130,7 +132,11 @@ def test_a_subset_of_gradients_has_the_bits_of_the_whole(backend: str, case: Cas
 @pytest.mark.parametrize("name", ["output", "h_n", "c_n"])
 @pytest.mark.parametrize(
     "case",
-    [*_both(), *_both(lengths=(4, 2, 1), bidirectional=True, num_layers=2), Case("lstm", proj_size=2, bidirectional=True)],
+    [
+        *_both(),
+        *_both(lengths=(4, 2, 1), bidirectional=True, num_layers=2),
+        Case("lstm", proj_size=2, bidirectional=True),
+    ],
     ids=str,
 )
 def test_a_single_used_output_gives_torch_nns_gradients(backend: str, case: Case, name: str) -> None:

@@ -24,7 +24,11 @@ CASES = [
 
 
 def _forward_and_backward(case: Case):
-    flags = (case.bias, bool(case.proj_size), case.bidirectional) if case.cell == "lstm" else (case.bias, case.bidirectional)
+    flags = (
+        (case.bias, bool(case.proj_size), case.bidirectional)
+        if case.cell == "lstm"
+        else (case.bias, case.bidirectional)
+    )
     return getattr(reference, f"{case.cell}_forward"), getattr(reference, f"{case.cell}_backward"), flags
 
 

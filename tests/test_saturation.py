@@ -22,7 +22,8 @@ def _with_gate_biases(case: Case, biases: tuple[float, ...]) -> Problem:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("cell", "biases"), [(cell, biases) for cell in CELLS for biases in itertools.product((1e4, -1e4), repeat=GATES[cell])]
+    ("cell", "biases"),
+    [(cell, biases) for cell in CELLS for biases in itertools.product((1e4, -1e4), repeat=GATES[cell])],
 )
 def test_gates_at_ten_thousand_saturate_as_the_maths_does(
     backend: str, cell: str, biases: tuple[float, ...], dtype: torch.dtype
