@@ -18,11 +18,12 @@ def traced() -> bool:
 def call_below_autograd(op: torch._ops.OpOverload, *arguments):
     """Call ``op`` where no gradient is recorded: in no_grad code and inside a Function's forward or backward.
 
-    Autocast is off too: an operator computes in the dtypes it is given.
+    Autocast is off too: an operator computes in the dtypes it is given. So is view tracking: an operator's results are new tensors,
+    and a caller may change them in place even if the last step of computing one was a reshape.
     """
     if traced():
         return op(*arguments)
-    with torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
+    with torch._C._AutoDispatchBelowADInplaceOrView(), torch._C._DisableAutocast():
         return op(*arguments)
 
 
