@@ -1,0 +1,59 @@
+# make demo, make test, make bench: each sets up what it needs, in .venv and build/, and is quick when run again.
+#
+# Needed before: Python >= 3.10, a C++17 compiler, make. Everything else comes from PyPI.
+#
+# On Linux x86-64 PyPI's torch is the CUDA build: several gigabytes with its libraries. For the CPU build:
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# Without the kernels there is nothing to demonstrate or test: a build that fails is an error here.
+export RNNKERNELS_BUILD_CPU ?= 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The package is installed in place: only what is compiled makes it stale.
+NATIVE := setup.py pyproject.toml $(wildcard csrc/*/*)
+CPP_TESTS := CMakeLists.txt $(wildcard tests/cpp/*)
+
+.PHONY: all demo test test-cpp test-python bench clean
+
+all: $(VENV)/.package
+
+demo: $(VENV)/.package
+	$(BIN)/python examples/char_language_model.py
+
+# pytest comes last, so that its summary is the last line.
+test: test-cpp
+	$(MAKE) test-python
+
+test-cpp: build/release/.passed build/sanitize/.passed
+
+test-python: $(VENV)/.package
+	$(BIN)/python -m pytest tests
+
+bench: $(VENV)/.package
+	$(BIN)/python -m benchmarks run
+
+clean:
+	rm -rf $(VENV) build out rnnkernels.egg-info rnnkernels/lib rnnkernels/_C.*
+
+$(VENV)/.tools:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install "setuptools>=77" wheel "pybind11>=2.13" cmake ninja
+	touch $@
+
+$(VENV)/.package: $(VENV)/.tools $(NATIVE)
+	$(BIN)/python -m pip install --no-build-isolation -e ".[test,demo,bench]"
+	touch $@
+
+# The C++ tests, as they are shipped and under AddressSanitizer and UndefinedBehaviorSanitizer.
+build/release/.passed build/sanitize/.passed: build/%/.passed: $(VENV)/.tools $(NATIVE) $(CPP_TESTS)
+	$(BIN)/cmake -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+		$(if $(filter sanitize,$*),-DRNNKERNELS_SANITIZE=address$(comma)undefined)
+	$(BIN)/cmake --build build/$*
+	$(BIN)/ctest --test-dir build/$* --output-on-failure
+	touch $@
+
+comma := ,
