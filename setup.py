@@ -38,6 +38,7 @@ X86_ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
 }
+X86_ISAS["avx512_bf16"] = [*X86_ISAS["avx512"], "-mavx512bf16"]
 KERNELS = ["cpu/gemm.cpp", "cpu/lstm.cpp", "cpu/gru.cpp"]
 # LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"

@@ -18,8 +18,12 @@ std::vector<Isa> built() {
   isas.push_back({"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
 #ifdef RNNKERNELS_WITH_AVX512
-  isas.push_back({"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  isas.push_back({"avx512", avx512});
+#ifdef RNNKERNELS_WITH_AVX512_BF16
+  isas.push_back({"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16")});
+#endif
 #endif
   return isas;
 }

@@ -13,8 +13,10 @@ struct ForwardUnits {
   const C* x_part;       // (G, lanes): W_ih x
   const C* h_part;       // (G, lanes): W_hh h'
   const C* bias;         // (4, lanes)
-  const C* h_prev;       // (H), without projection
-  C* h;                  // (H)
+  const C* h_prev;       // (H), GRU only
+  C* carried;            // (H), h in full precision, or null where operands have it
+  Operand<S>* h;         // (H), null with projection
+  C* hidden;             // (H), h before its projection, or null
   C* c;                  // (H), c' in and c out; LSTM only
   S* output;             // (H), null with projection
   S* h_n;                // (H), null unless this is the row's last step
@@ -28,7 +30,10 @@ template <class Cell>
 class Forward {
   using S = typename Cell::Storage;
   using C = Compute<S>;
+  using A = Operand<S>;
   static constexpr int kGates = Cell::kGates;
+  static constexpr bool kRoundsState = !std::is_same_v<A, C>;  // what is multiplied has less precision than h
+  static constexpr bool kCarriesState = kRoundsState && Cell::kCarriesPastGates;
   static constexpr int64_t kWidth = kGates * kLanes<C>;
   static constexpr int64_t kBlockRows = 24;      // rows whose recurrent parts wait in the first-level cache
   static constexpr int64_t kChunkBytes = 196608;  // of projected inputs, to stay in the second-level cache
@@ -48,16 +53,18 @@ class Forward {
       Direction& to = directions_[d];
       to.bias = arena_.take<C>(panels_ * 4 * kLanes<C>);
       if (layer.rows >= kRowsWorthPacking)
-        to.w_ih = arena_.take<C>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
+        to.w_ih = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
       if (layer.steps >= kStepsWorthPacking)
-        to.w_hh = arena_.take<C>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
-      for (Matrix<C>& h : to.h) h = arena_.take_rows<C>(layer.batch, layer.state_size);
+        to.w_hh = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
+      for (Matrix<A>& h : to.h) h = arena_.take_rows<A>(layer.batch, layer.state_size);
       if (Cell::kHasCellState) to.c = arena_.take_rows<C>(layer.batch, layer.hidden_size);
+      if (kCarriesState) to.carried = arena_.take_rows<C>(layer.batch, layer.hidden_size);
       if (layer.has_projection) {
+        to.projected = arena_.take_rows<C>(layer.batch, layer.state_size);
         to.w_hr = arena_.take<C>(projection_panels() * ColumnWeights<S>::panel_size(layer.hidden_size));
         to.hidden = arena_.take_rows<C>(layer.batch, layer.hidden_size);
       }
-      to.x = arena_.take_rows<C>(division_.slices * capacity_, layer.input_size);
+      to.x = arena_.take_rows<A>(division_.slices * capacity_, layer.input_size);
       to.x_part = arena_.take<C>(division_.slices * panels_ * capacity_ * kWidth);
     }
   }
@@ -79,13 +86,15 @@ class Forward {
  private:
   struct Direction {
     C* bias;                // (panels, 4, lanes)
-    C* w_ih = nullptr;      // gate panels; null: not packed
-    C* w_hh = nullptr;      // gate panels; null: not packed
+    A* w_ih = nullptr;      // gate panels; null: not packed
+    A* w_hh = nullptr;      // gate panels; null: not packed
     C* w_hr = nullptr;      // column panels of W_hr^T
-    Matrix<C> h[2];         // (N, P): the state before and after a step, in turn
+    Matrix<A> h[2];         // (N, P): the state before and after a step, in turn
+    Matrix<C> carried{};    // (N, H): h where operands round it, for the share that bypasses the weights
     Matrix<C> c{};          // (N, H)
     Matrix<C> hidden{};     // (N, H): h before its projection
-    Matrix<C> x;            // (slices * capacity, I): a chunk's inputs, when they cannot be read in place
+    Matrix<C> projected{};  // (N, P): and after it
+    Matrix<A> x;            // (slices * capacity, I): a chunk's inputs, when they cannot be read in place
     C* x_part;              // (slices, panels, capacity, G, lanes): W_ih x of a chunk
   };
 
@@ -93,7 +102,7 @@ class Forward {
   struct Chunk {
     Range steps;
     int64_t rows;
-    Matrix<const C> x;
+    Matrix<const A> x;
     C* x_part;  // (panels, capacity, G, lanes)
   };
 
@@ -128,14 +137,16 @@ class Forward {
         const Range rows = share(layer_.batch, part, parts);
         for (int64_t b = rows.first; b < rows.last; ++b) {
           // Both buffers: a row may stay idle through any number of steps before its own first.
-          for (const Matrix<C>& h : to.h) load_state(h, arguments_->h0, d, b, layer_.state_size);
-          if (Cell::kHasCellState) load_state(to.c, arguments_->c0, d, b, layer_.hidden_size);
+          for (const Matrix<A>& h : to.h)
+            load_row(h.row(b), state_row(arguments_->h0, d, b, layer_.state_size), layer_.state_size, h.stride);
+          if (kCarriesState) load_state(to.carried, arguments_->h0, d, b);
+          if (Cell::kHasCellState) load_state(to.c, arguments_->c0, d, b);
         }
       }
     });
   }
 
-  void pack(C* to, const void* weights, int64_t depth, int64_t panel) const {
+  void pack(A* to, const void* weights, int64_t depth, int64_t panel) const {
     pack_gate_panel<S>(to + panel * GateWeights<S>::panel_size(kGates, depth), static_cast<const S*>(weights), kGates,
                        layer_.hidden_size, depth, panel);
   }
@@ -150,8 +161,11 @@ class Forward {
     for (int i = 0; i < 4; ++i) Cell::bias(gate, from.b_ih, from.b_hh, i).store(to + i * kLanes<C>);
   }
 
-  void load_state(const Matrix<C>& to, const void* from, int d, int64_t b, int64_t width) const {
-    widen_row(to.row(b), static_cast<const S*>(from) + (d * layer_.batch + b) * width, width, to.stride);
+  const S* state_row(const void* states, int d, int64_t b, int64_t width) const {
+    return static_cast<const S*>(states) + (d * layer_.batch + b) * width;
+  }
+  void load_state(const Matrix<C>& to, const void* from, int d, int64_t b) const {
+    widen_row(to.row(b), state_row(from, d, b, layer_.hidden_size), layer_.hidden_size, to.stride);
   }
 
   void run_slice(int d, int64_t index) {
@@ -208,19 +222,20 @@ class Forward {
   // Makes the inputs of a chunk one matrix of the compute type: in place where they are one already.
   void gather(int d, int64_t index, Range rows, Chunk& chunk, Range steps) const {
     int64_t stride;
-    if constexpr (sizeof(S) == sizeof(C)) {
-      if (steps_.evenly_spaced(arguments_->input, rows, &stride)) {
+    if constexpr (std::is_same_v<S, A>) {
+      constexpr int64_t together = GateWeights<S>::kTogether;
+      if (steps_.evenly_spaced(arguments_->input, rows, &stride) && stride % together == 0 &&
+          layer_.input_size % together == 0) {
         chunk.x = {steps_.row<S>(arguments_->input, steps.first, rows.first), stride};
         return;
       }
     }
     const Direction& direction = directions_[d];
-    const Matrix<C> x{direction.x.row(index * capacity_), direction.x.stride};
+    const Matrix<A> x{direction.x.row(index * capacity_), direction.x.stride};
     int64_t row = 0;
     for (int64_t t = steps.first; t < steps.last; ++t)
       for (int64_t b = 0; b < steps_.active(t, rows); ++b, ++row)
-        widen_row(x.row(row), steps_.row<S>(arguments_->input, t, rows.first + b), layer_.input_size,
-                  layer_.input_size);
+        load_row(x.row(row), steps_.row<S>(arguments_->input, t, rows.first + b), layer_.input_size, x.stride);
     chunk.x = {x.data, x.stride};
   }
 
@@ -253,7 +268,7 @@ class Forward {
     if (rows == 0) return;
     const Direction& direction = directions_[d];
     const int64_t done = reverse(d) ? layer_.steps - 1 - t : t;
-    const Matrix<C> h_prev = direction.h[done % 2], h_next = direction.h[(done + 1) % 2];
+    const Matrix<A> h_prev = direction.h[done % 2], h_next = direction.h[(done + 1) % 2];
     const GateWeights<S> w_hh{static_cast<const S*>(arguments_->weights[d].w_hh), direction.w_hh, layer_.hidden_size,
                               layer_.state_size};
     // Rows from this one on are at their last step.
@@ -265,7 +280,7 @@ class Forward {
       const C* panel_x_part = x_part + panel * capacity_ * kWidth;
       for (int64_t block = 0; block < blocks; ++block) {
         const Range part = share(rows, block, blocks);
-        multiply_gates(w_hh, kGates, panel, Matrix<const C>{h_prev.row(slice.first + part.first), h_prev.stride},
+        multiply_gates(w_hh, kGates, panel, Matrix<const A>{h_prev.row(slice.first + part.first), h_prev.stride},
                        part.size(), h_part);
         for (int64_t b = part.first; b < part.last; ++b)
           Cell::forward(units(d, t, slice.first + b, panel, panel_x_part + b * kWidth,
@@ -276,7 +291,7 @@ class Forward {
   }
 
   RNN_INLINE ForwardUnits<S> units(int d, int64_t t, int64_t b, int64_t panel, const C* x_part, const C* h_part,
-                                   const Matrix<C>& h_prev, const Matrix<C>& h_next, bool last) const {
+                                   const Matrix<A>& h_prev, const Matrix<A>& h_next, bool last) const {
     const Direction& direction = directions_[d];
     const int64_t hidden = layer_.hidden_size, unit = panel * kLanes<C>;
     const int64_t row = steps_.offset(t) + b;
@@ -284,8 +299,13 @@ class Forward {
     u.x_part = x_part;
     u.h_part = h_part;
     u.bias = direction.bias + panel * 4 * kLanes<C>;
-    u.h_prev = h_prev.row(b) + unit;
-    u.h = (layer_.has_projection ? direction.hidden : h_next).row(b) + unit;
+    u.carried = kCarriesState ? direction.carried.row(b) + unit : nullptr;
+    if constexpr (kRoundsState)
+      u.h_prev = u.carried;
+    else
+      u.h_prev = h_prev.row(b) + unit;
+    u.h = layer_.has_projection ? nullptr : h_next.row(b) + unit;
+    u.hidden = layer_.has_projection ? direction.hidden.row(b) + unit : nullptr;
     u.c = Cell::kHasCellState ? direction.c.row(b) + unit : nullptr;
     u.output = layer_.has_projection ? nullptr : output_row(d, row) + unit;
     u.h_n = layer_.has_projection || !last ? nullptr : final_row(d, b) + unit;
@@ -299,17 +319,22 @@ class Forward {
   }
 
   // L8: r = W_hr h
-  void project_state(int d, Range slice, int64_t t, int64_t rows, const Matrix<C>& h_next, int64_t goes_on) const {
+  void project_state(int d, Range slice, int64_t t, int64_t rows, const Matrix<A>& h_next, int64_t goes_on) const {
     const Direction& direction = directions_[d];
     const ColumnWeights<S> w_hr{nullptr, direction.w_hr, layer_.hidden_size, layer_.state_size, false};
     const Segment all{0, 0, layer_.hidden_size};
     multiply_columns(w_hr, 0, projection_panels(),
                      Matrix<const C>{direction.hidden.row(slice.first), direction.hidden.stride}, &all, 1, rows,
-                     Matrix<C>{h_next.row(slice.first), h_next.stride}, false);
+                     Matrix<C>{direction.projected.row(slice.first), direction.projected.stride}, false);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t b = slice.first + i;
-      narrow_row(output_row(d, steps_.offset(t) + b), h_next.row(b), layer_.state_size);
-      if (i >= goes_on) narrow_row(final_row(d, b), h_next.row(b), layer_.state_size);
+      S* output = output_row(d, steps_.offset(t) + b);
+      narrow_row(output, direction.projected.row(b), layer_.state_size);
+      if constexpr (kRoundsState)
+        load_row<S>(h_next.row(b), output, layer_.state_size, layer_.state_size);
+      else
+        load_row<C>(h_next.row(b), direction.projected.row(b), layer_.state_size, layer_.state_size);
+      if (i >= goes_on) narrow_row(final_row(d, b), direction.projected.row(b), layer_.state_size);
     }
   }
 
@@ -328,7 +353,8 @@ class Forward {
                    directions_[d].c.row(b), layer_.hidden_size);
     }
     for (int64_t b = larger(rows.first, steps_.active(0)); b < rows.last; ++b)
-      narrow_row(final_row(d, b), directions_[d].h[0].row(b), layer_.state_size);
+      std::memcpy(final_row(d, b), state_row(arguments_->h0, d, b, layer_.state_size),
+                  size_t(layer_.state_size) * sizeof(S));
   }
 
   const Layer& layer_;

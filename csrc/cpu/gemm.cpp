@@ -10,11 +10,27 @@ namespace {
 // How a tile walks its left operand: (m, k) at a[m * stride + k], or at a[k * stride + m].
 enum class Order { kRows, kColumns };
 
-template <class T>
+// Two adjacent bfloat16, one element of a product that adds them up in float.
+struct Pair {
+  BFloat16 first, second;
+};
+
+template <class E>
+struct SumOf {
+  using type = E;
+};
+template <>
+struct SumOf<Pair> {
+  using type = float;
+};
+
+// E is what one lane multiplies: a float, a double or a Pair.
+template <class E>
 struct Tile {
-  const T* a;
+  using T = typename SumOf<E>::type;
+  const E* a;
   int64_t a_stride;
-  const T* b;  // (k, j) at b[k * b_stride + j], whole vectors
+  const E* b;  // (k, j) at b[k * b_stride + j], whole vectors
   int64_t b_stride;
   T* c;  // (m, j) at c[m * c_stride + j]
   int64_t c_stride;
@@ -32,8 +48,22 @@ constexpr int max_tile_rows(int vectors) {
 // Latency of a multiply-add times the number of units: fewer chains than this leave them idle.
 constexpr int kChains = 8;
 
-template <class T, int kRows, int kVectors, Order kOrder>
-void run_tile(const Tile<T>& tile) {
+template <class T>
+RNN_INLINE void multiply_add(typename Vec<T>::Raw& sum, T a, typename Vec<T>::Raw b) {
+  sum += (a - typename Vec<T>::Raw{}) * b;
+}
+
+#if defined(RNN_NATIVE_BFLOAT16)
+RNN_INLINE void multiply_add(Vec<float>::Raw& sum, Pair a, Vec<float>::Raw b) {
+  int32_t both;
+  std::memcpy(&both, &a, sizeof both);
+  sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(both), (__m512bh)b);
+}
+#endif
+
+template <class E, int kRows, int kVectors, Order kOrder>
+void run_tile(const Tile<E>& tile) {
+  using T = typename Tile<E>::T;
   using Raw = typename Vec<T>::Raw;
   constexpr int64_t lanes = kLanes<T>;
   constexpr int kUnroll = kRows * kVectors >= kChains ? 1 : kChains / (kRows * kVectors);
@@ -46,21 +76,21 @@ void run_tile(const Tile<T>& tile) {
       RNN_UNROLL
       for (int v = 0; v < kVectors; ++v) sum[u][m][v] = Raw{};
 
-  const T* a[kRows];
+  const E* a[kRows];
   RNN_UNROLL
   for (int m = 0; m < kRows; ++m) a[m] = kOrder == Order::kRows ? tile.a + m * tile.a_stride : tile.a + m;
-  const T* b = tile.b;
+  const E* b = tile.b;
   const int64_t a_step = kOrder == Order::kRows ? 1 : tile.a_stride;
 
-  const auto add_products = [&](int64_t k, const T* b_row, Raw(&into)[kRows][kVectors]) __attribute__((always_inline)) {
+  const auto add_products = [&](int64_t k, const E* b_row, Raw(&into)[kRows][kVectors]) __attribute__((always_inline)) {
     Raw b_vector[kVectors];
     RNN_UNROLL
-    for (int v = 0; v < kVectors; ++v) b_vector[v] = Vec<T>::load(b_row + v * lanes).v;
+    for (int v = 0; v < kVectors; ++v) b_vector[v] = Vec<T>::load(reinterpret_cast<const T*>(b_row + v * lanes)).v;
     RNN_UNROLL
     for (int m = 0; m < kRows; ++m) {
-      const Raw a_element = a[m][k * a_step] - Raw{};
+      const E a_element = a[m][k * a_step];
       RNN_UNROLL
-      for (int v = 0; v < kVectors; ++v) into[m][v] += a_element * b_vector[v];
+      for (int v = 0; v < kVectors; ++v) multiply_add(into[m][v], a_element, b_vector[v]);
     }
   };
 
@@ -86,30 +116,30 @@ void run_tile(const Tile<T>& tile) {
   }
 }
 
-template <class T, Order kOrder, int kVectors, int... kRows>
-void dispatch_rows(int rows, const Tile<T>& tile, std::integer_sequence<int, kRows...>) {
-  using Run = void (*)(const Tile<T>&);
-  static constexpr Run table[] = {&run_tile<T, kRows + 1, kVectors, kOrder>...};
+template <class E, Order kOrder, int kVectors, int... kRows>
+void dispatch_rows(int rows, const Tile<E>& tile, std::integer_sequence<int, kRows...>) {
+  using Run = void (*)(const Tile<E>&);
+  static constexpr Run table[] = {&run_tile<E, kRows + 1, kVectors, kOrder>...};
   table[rows - 1](tile);
 }
 
-template <class T, Order kOrder, int kVectors>
-void run_rows(int rows, const Tile<T>& tile) {
-  dispatch_rows<T, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, max_tile_rows(kVectors)>{});
+template <class E, Order kOrder, int kVectors>
+void run_rows(int rows, const Tile<E>& tile) {
+  dispatch_rows<E, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, max_tile_rows(kVectors)>{});
 }
 
 // All rows [0, rows) of a column strip, in blocks as even as can be: a lone last row would waste a tile.
-template <class T, Order kOrder>
-void run_strip(Tile<T> tile, int vectors, int64_t rows) {
+template <class E, Order kOrder>
+void run_strip(Tile<E> tile, int vectors, int64_t rows) {
   const int64_t blocks = divide_up(rows, max_tile_rows(vectors));
   const int64_t least = rows / blocks, larger = rows % blocks;
   for (int64_t block = 0; block < blocks; ++block) {
     const int n = int(least + (block < larger));
     switch (vectors) {
-      case 1: run_rows<T, kOrder, 1>(n, tile); break;
-      case 2: run_rows<T, kOrder, 2>(n, tile); break;
-      case 3: run_rows<T, kOrder, 3>(n, tile); break;
-      default: run_rows<T, kOrder, 4>(n, tile); break;
+      case 1: run_rows<E, kOrder, 1>(n, tile); break;
+      case 2: run_rows<E, kOrder, 2>(n, tile); break;
+      case 3: run_rows<E, kOrder, 3>(n, tile); break;
+      default: run_rows<E, kOrder, 4>(n, tile); break;
     }
     tile.a += kOrder == Order::kRows ? n * tile.a_stride : n;
     tile.c += n * tile.c_stride;
@@ -123,7 +153,7 @@ constexpr int kDotRows = kRegisters == 32 ? 4 : 2;
 
 // c[m][j] = sum_k a[m][k] w[j][k], vectors along k; w[j] are the rows to multiply with, kDotWeightRows of them.
 template <class S, int kRows>
-void run_dots(Matrix<const Compute<S>> a, const S* const (&w)[kDotWeightRows], int64_t depth,
+void run_dots(Matrix<const Operand<S>> a, const S* const (&w)[kDotWeightRows], int64_t depth,
               Matrix<Compute<S>> c, int columns) {
   using T = Compute<S>;
   using Raw = typename Vec<T>::Raw;
@@ -157,7 +187,7 @@ void run_dots(Matrix<const Compute<S>> a, const S* const (&w)[kDotWeightRows], i
 
 template <class S>
 void multiply_gates_unpacked(const GateWeights<S>& weights, int gates, int64_t panel,
-                             Matrix<const Compute<S>> a, int64_t rows, Compute<S>* c) {
+                             Matrix<const Operand<S>> a, int64_t rows, Compute<S>* c) {
   using T = Compute<S>;
   const int64_t c_stride = gates * kLanes<T>;
   const int64_t first_unit = panel * kLanes<T>;
@@ -171,7 +201,7 @@ void multiply_gates_unpacked(const GateWeights<S>& weights, int gates, int64_t p
         w[j] = gate_rows + (unit + j < units ? unit + j : units - 1) * weights.depth;
       const int columns = int(kLanes<T> - unit < kDotWeightRows ? kLanes<T> - unit : kDotWeightRows);
       for (int64_t m = 0; m < rows; m += kDotRows) {
-        const Matrix<const T> a_block{a.row(m), a.stride};
+        const Matrix<const Operand<S>> a_block{a.row(m), a.stride};
         const Matrix<T> c_block{c + m * c_stride + gate * kLanes<T> + unit, c_stride};
         switch (rows - m < kDotRows ? rows - m : kDotRows) {
           case 1: run_dots<S, 1>(a_block, w, weights.depth, c_block, columns); break;
@@ -216,17 +246,16 @@ RNN_INLINE void transpose(Vec<T> (&rows)[Vec<T>::size]) {
   }
 }
 
-// to[k * to_stride + lane] = from[lane * depth + k], zero for lanes in [count, kLanes).
-template <class S>
-void pack_transposed(Compute<S>* to, int64_t to_stride, const S* from, int64_t count, int64_t depth) {
-  using T = Compute<S>;
+// to[k * to_stride + lane] = load_block(lane, k)[0], zero for lanes in [count, kLanes); load_block(lane, k, n) gives
+// the n elements from k on.
+template <class T, class LoadBlock>
+RNN_INLINE void pack_transposed(T* to, int64_t to_stride, int64_t count, int64_t depth, const LoadBlock& load_block) {
   constexpr int lanes = Vec<T>::size;
   for (int64_t k = 0; k < depth; k += lanes) {
     const int64_t n = depth - k < lanes ? depth - k : lanes;
     Vec<T> block[lanes];
     RNN_UNROLL
-    for (int lane = 0; lane < lanes; ++lane)
-      block[lane] = lane < count ? load(from + lane * depth + k, n) : Vec<T>(T(0));
+    for (int lane = 0; lane < lanes; ++lane) block[lane] = lane < count ? load_block(lane, k, n) : Vec<T>(T(0));
     transpose(block);
     RNN_UNROLL
     for (int i = 0; i < lanes; ++i)
@@ -234,26 +263,55 @@ void pack_transposed(Compute<S>* to, int64_t to_stride, const S* from, int64_t c
   }
 }
 
+// Rows from[lane * depth + k], in the compute type.
+template <class S>
+void pack_rows(Compute<S>* to, int64_t to_stride, const S* from, int64_t count, int64_t depth) {
+  pack_transposed(to, to_stride, count, depth, [=](int lane, int64_t k, int64_t n) __attribute__((always_inline)) {
+    return load(from + lane * depth + k, n);
+  });
+}
+
+// The same two by two: a pair moves as one float, whose value is never looked at.
+[[maybe_unused]] void pack_rows_of_pairs(BFloat16* to, int64_t to_stride, const BFloat16* from, int64_t count,
+                                         int64_t depth) {
+  const auto load_pairs = [=](int lane, int64_t k, int64_t n) __attribute__((always_inline)) {
+    const BFloat16* row = from + lane * depth + 2 * k;
+    if (2 * (k + n) <= depth) return Vec<float>::load(reinterpret_cast<const float*>(row), n);
+    float pairs[Vec<float>::size] = {};
+    std::memcpy(pairs, row, size_t(depth - 2 * k) * sizeof(BFloat16));
+    return Vec<float>::load(pairs);
+  };
+  pack_transposed(reinterpret_cast<float*>(to), to_stride, count, divide_up(depth, 2), load_pairs);
+}
+
 }  // namespace
 
 template <class S>
-void pack_gate_panel(Compute<S>* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel) {
+void pack_gate_panel(Operand<S>* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel) {
   constexpr int64_t lanes = kLanes<Compute<S>>;
   const int64_t first_unit = panel * lanes;
   const int64_t count = units - first_unit < lanes ? units - first_unit : lanes;
-  for (int gate = 0; gate < gates; ++gate)
-    pack_transposed(to + gate * lanes, gates * lanes, weights + (gate * units + first_unit) * depth, count, depth);
+  for (int gate = 0; gate < gates; ++gate) {
+    const S* rows = weights + (gate * units + first_unit) * depth;
+    if constexpr (GateWeights<S>::kTogether == 2)
+      pack_rows_of_pairs(to + gate * lanes * 2, gates * lanes, rows, count, depth);
+    else
+      pack_rows(to + gate * lanes, gates * lanes, rows, count, depth);
+  }
 }
 
 template <class S>
-void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Matrix<const Compute<S>> a,
+void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Matrix<const Operand<S>> a,
                     int64_t rows, Compute<S>* c) {
-  using T = Compute<S>;
+  constexpr int64_t together = GateWeights<S>::kTogether;
+  using E = std::conditional_t<together == 2, Pair, Compute<S>>;
   if (rows == 0) return;
   if (weights.panels == nullptr) return multiply_gates_unpacked(weights, gates, panel, a, rows, c);
-  const int64_t width = gates * kLanes<T>;
-  const T* b = weights.panels + panel * GateWeights<S>::panel_size(gates, weights.depth);
-  run_strip<T, Order::kRows>({a.data, a.stride, b, width, c, width, weights.depth, width, false}, gates, rows);
+  const int64_t width = gates * kLanes<Compute<S>>;
+  const Operand<S>* b = weights.panels + panel * GateWeights<S>::panel_size(gates, weights.depth);
+  run_strip<E, Order::kRows>({reinterpret_cast<const E*>(a.data), a.stride / together, reinterpret_cast<const E*>(b),
+                              width, c, width, divide_up(weights.depth, together), width, false},
+                             gates, rows);
 }
 
 template <class S>
@@ -270,7 +328,7 @@ void pack_column_panel_transposed(Compute<S>* to, const S* weights, int64_t dept
   for (int v = 0; v < kPanelVectors; ++v) {
     const int64_t first = (panel * kPanelVectors + v) * lanes;
     const int64_t count = columns - first < lanes ? columns - first : lanes;  // may be negative: all padding
-    pack_transposed(to + v * lanes, kPanelVectors * lanes, weights + first * depth, count, depth);
+    pack_rows(to + v * lanes, kPanelVectors * lanes, weights + first * depth, count, depth);
   }
 }
 
@@ -326,8 +384,8 @@ void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int
 }
 
 #define RNN_INSTANTIATE(S)                                                                                        \
-  template void pack_gate_panel<S>(Compute<S>*, const S*, int, int64_t, int64_t, int64_t);                        \
-  template void multiply_gates<S>(const GateWeights<S>&, int, int64_t, Matrix<const Compute<S>>, int64_t,         \
+  template void pack_gate_panel<S>(Operand<S>*, const S*, int, int64_t, int64_t, int64_t);                        \
+  template void multiply_gates<S>(const GateWeights<S>&, int, int64_t, Matrix<const Operand<S>>, int64_t,         \
                                   Compute<S>*);                                                                   \
   template void pack_column_panel<S>(Compute<S>*, const S*, int64_t, int64_t, int64_t);                           \
   template void pack_column_panel_transposed<S>(Compute<S>*, const S*, int64_t, int64_t, int64_t);                \

@@ -20,8 +20,9 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // of 512 bytes, which would map the rows of a tile onto the same few cache sets.
 template <class T>
 inline int64_t padded_row(int64_t n) {
-  const int64_t padded = divide_up(n, kLanes<T>) * kLanes<T>;
-  return padded * int64_t(sizeof(T)) % 512 == 0 ? padded + kLanes<T> : padded;
+  constexpr int64_t lanes = kVectorBytes / int64_t(sizeof(T));
+  const int64_t padded = divide_up(n, lanes) * lanes;
+  return padded * int64_t(sizeof(T)) % 512 == 0 ? padded + lanes : padded;
 }
 
 // Row-major matrix: element (i, j) at data[i * stride + j].
@@ -35,26 +36,33 @@ struct Matrix {
 
 // ---- x W^T: gate panels -------------------------------------------------------------------
 // The rows of W (gates * units, depth), one vector of units of every gate at a time, so that one
-// register tile yields all gates of the same units: panel u is [depth][gates][kLanes].
+// register tile yields all gates of the same units: panel u is [depth][gates][kLanes]. Operands narrower than
+// the compute type go two by two, as the dot products take them: [depth / 2][gates][kLanes][2], padded with zeros.
 
 template <class S>
 struct GateWeights {
+  // Elements of a that one multiply-add consumes.
+  static constexpr int64_t kTogether = int64_t(sizeof(Compute<S>) / sizeof(Operand<S>));
+
   const S* rows;             // (gates * units, depth), contiguous
-  const Compute<S>* panels;  // packed, or null: dot products with the rows as they lie
+  const Operand<S>* panels;  // packed, or null: dot products with the rows as they lie
   int64_t units, depth;
 
   static int64_t panel_count(int64_t units) { return divide_up(units, kLanes<Compute<S>>); }
-  static int64_t panel_size(int gates, int64_t depth) { return gates * kLanes<Compute<S>> * depth; }
+  static int64_t panel_size(int gates, int64_t depth) {
+    return gates * kLanes<Compute<S>> * divide_up(depth, kTogether) * kTogether;
+  }
 };
 
 // Panel p of W, out of panel_count(units).
 template <class S>
-void pack_gate_panel(Compute<S>* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel);
+void pack_gate_panel(Operand<S>* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel);
 
 // c[m][gate * kLanes + lane] = sum_k a[m][k] W[gate * units + panel * kLanes + lane][k], c with rows of
-// gates * kLanes. Lanes beyond units hold finite values of no meaning as long as row m is finite.
+// gates * kLanes. Lanes beyond units hold finite values of no meaning as long as row m is finite. Rows of a start a
+// multiple of kTogether elements apart and are readable, and finite wherever the real ones are, up to one.
 template <class S>
-void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Matrix<const Compute<S>> a,
+void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Matrix<const Operand<S>> a,
                     int64_t rows, Compute<S>* c);
 
 // ---- dG W: column panels ------------------------------------------------------------------

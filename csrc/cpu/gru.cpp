@@ -37,7 +37,8 @@ struct Gru {
     const cells::GruForward<V> step =
         cells::gru_forward<V>(x_part(0), x_part(1), x_part(2), h_part(0), h_part(1),
                               h_part(2) + V::load(u.bias + 3 * kLanes<C>), V::load(u.h_prev));
-    step.h.store(u.h);
+    store(u.h, step.h);
+    if (u.carried != nullptr) step.h.store(u.carried);
     store(u.output, step.h, u.count);
     if (u.h_n != nullptr) store(u.h_n, step.h, u.count);
     if (u.gates == nullptr) return;

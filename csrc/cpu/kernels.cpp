@@ -15,12 +15,16 @@ namespace rnnkernels::cpu {
 RNN_DECLARE_KERNELS(baseline)
 RNN_DECLARE_KERNELS(avx2)
 RNN_DECLARE_KERNELS(avx512)
+RNN_DECLARE_KERNELS(avx512_bf16)
 #undef RNN_DECLARE_KERNELS
 
 namespace {
 
 Kernels choose() {
   const char* isa = chosen_isa();
+#ifdef RNNKERNELS_WITH_AVX512_BF16
+  if (std::strcmp(isa, "avx512_bf16") == 0) return {&avx512_bf16::kLstm, &avx512_bf16::kGru};
+#endif
 #ifdef RNNKERNELS_WITH_AVX512
   if (std::strcmp(isa, "avx512") == 0) return {&avx512::kLstm, &avx512::kGru};
 #endif

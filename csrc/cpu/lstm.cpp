@@ -34,8 +34,12 @@ struct Lstm {
     const cells::LstmForward<V> step = cells::lstm_forward<V>(
         {preactivation(0), preactivation(1), preactivation(2), preactivation(3)}, V::load(u.c));
     step.c.store(u.c);
-    step.h.store(u.h);
-    if (u.output != nullptr) store(u.output, step.h, u.count);
+    if (u.hidden != nullptr) {
+      step.h.store(u.hidden);
+    } else {
+      store(u.h, step.h);
+      store(u.output, step.h, u.count);
+    }
     if (u.h_n != nullptr) store(u.h_n, step.h, u.count);
     if (u.gates == nullptr) return;
     store(u.gates, step.gates.i, u.count);

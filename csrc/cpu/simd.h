@@ -26,6 +26,9 @@ namespace rnnkernels::cpu::RNNKERNELS_ISA {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define RNN_AVX512 1
+#if defined(__AVX512BF16__)
+#define RNN_NATIVE_BFLOAT16 1  // dot products of bfloat16 pairs
+#endif
 inline constexpr int kVectorBytes = 64;
 inline constexpr int kRegisters = 32;
 #elif defined(__AVX2__) && defined(__FMA__)

@@ -2,6 +2,8 @@
 // is computed in: float for float, bfloat16 and float16; double for double.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 #include "types.h"
 
@@ -21,6 +23,16 @@ struct ComputeOf<double> {
 };
 template <class S>
 using Compute = typename ComputeOf<S>::type;
+
+// What a product of states or inputs with packed weights multiplies: bfloat16 itself where the processor has dot
+// products of it (they sum up in float), otherwise the compute type.
+#if defined(RNN_NATIVE_BFLOAT16)
+template <class S>
+using Operand = std::conditional_t<std::is_same_v<S, BFloat16>, BFloat16, Compute<S>>;
+#else
+template <class S>
+using Operand = Compute<S>;
+#endif
 
 inline constexpr int kFloats = Vec<float>::size;
 typedef uint16_t Half16 __attribute__((vector_size(2 * kFloats)));
@@ -151,6 +163,17 @@ inline void widen_row(Compute<S>* to, const S* from, int64_t n, int64_t padded) 
     i = n;
   }
   for (; i < padded; ++i) to[i] = 0;
+}
+
+// The same into rows of operands.
+template <class S>
+inline void load_row(Operand<S>* to, const S* from, int64_t n, int64_t padded) {
+  if constexpr (std::is_same_v<S, Operand<S>>) {
+    if (n > 0) std::memcpy(to, from, size_t(n) * sizeof(S));
+    for (int64_t i = n; i < padded; ++i) to[i] = S{};
+  } else {
+    widen_row(to, from, n, padded);
+  }
 }
 
 template <class S>

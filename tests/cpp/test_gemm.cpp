@@ -41,24 +41,25 @@ void check_close(T actual, double expected, int64_t terms, const char* what) {
 template <class S>
 void gate_products(Random& random, bool packed, int gates, int64_t rows, int64_t units, int64_t depth) {
   using T = Compute<S>;
-  const int64_t stride = depth + 3;
-  const auto a = random_storage<T>(random, rows * stride);
+  using A = Operand<S>;
+  const int64_t stride = divide_up(depth, 2) * 2 + 4;
+  const auto a = random_storage<A>(random, rows * stride);
   const auto w = random_storage<S>(random, gates * units * depth);
   const int64_t panels = GateWeights<S>::panel_count(units), size = GateWeights<S>::panel_size(gates, depth);
-  std::vector<T> panel_data(static_cast<size_t>(panels * size));
+  std::vector<A> panel_data(static_cast<size_t>(panels * size));
   if (packed)
     for (int64_t p = 0; p < panels; ++p)
       pack_gate_panel(panel_data.data() + p * size, w.data(), gates, units, depth, p);
   const GateWeights<S> weights{w.data(), packed ? panel_data.data() : nullptr, units, depth};
   for (int64_t p = 0; p < panels; ++p) {
     std::vector<T> c(static_cast<size_t>(rows * gates * kLanes<T>), T(7));
-    multiply_gates(weights, gates, p, Matrix<const T>{a.data(), stride}, rows, c.data());
+    multiply_gates(weights, gates, p, Matrix<const A>{a.data(), stride}, rows, c.data());
     for (int64_t m = 0; m < rows; ++m)
       for (int gate = 0; gate < gates; ++gate)
         for (int64_t lane = 0; lane < kLanes<T> && p * kLanes<T> + lane < units; ++lane) {
           double sum = 0;
           const int64_t row = gate * units + p * kLanes<T> + lane;
-          for (int64_t k = 0; k < depth; ++k) sum += double(a[size_t(m * stride + k)]) * at(w, row * depth + k);
+          for (int64_t k = 0; k < depth; ++k) sum += at(a, m * stride + k) * at(w, row * depth + k);
           check_close(c[size_t((m * gates + gate) * kLanes<T> + lane)], sum, depth, packed ? "gates" : "dots");
         }
   }
