@@ -29,6 +29,18 @@ def call_below_autograd(op: torch._ops.OpOverload, *arguments):
 
 def apply(function: type[torch.autograd.Function], *arguments):
     """``function.apply(*arguments)``, given all of forward's arguments in order."""
+    if torch.compiler.is_compiling():
+        arguments = _distinct(arguments)
     if traced():
         return function.apply(*arguments)
     return super(torch.autograd.Function, function).apply(*arguments)
+
+
+def _distinct(arguments: tuple) -> list:
+    """The arguments with a view in place of each tensor that came before, such as a weight tied to another or one zero state for
+    h and c: Dynamo refuses a Function that gets the same tensor twice."""
+    result: list = []
+    for argument in arguments:
+        again = isinstance(argument, torch.Tensor) and any(argument is earlier for earlier in result)
+        result.append(argument.view_as(argument) if again else argument)
+    return result

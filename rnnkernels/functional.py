@@ -170,6 +170,8 @@ def _stack(
     if swap_axes and input.dim() == 3:
         input = input.transpose(0, 1)
     batch = check_input(input, batch_sizes, weights)
+    if batch_sizes is not None and hx is not None and torch.compiler.is_compiling():
+        batch = hx[0].size(1)  # what batch_sizes holds is not known here; the operator compares
     widths = (state_size, hidden_size) if cell == "lstm" else (hidden_size,)
     shapes = [(num_layers * directions, batch, width) for width in widths]
     if hx is None:
