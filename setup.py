@@ -32,7 +32,7 @@ SOURCES = ROOT / "csrc"
 LIBRARY = "librnnkernels_cpu.so"
 REPORT = "build_report.json"
 
-COMMON_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+COMMON_FLAGS = ["-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # The kernels are compiled once per instruction set; the flags choose the vector width (csrc/cpu/simd.h).
 X86_ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],

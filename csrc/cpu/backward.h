@@ -194,7 +194,8 @@ class Backward {
 
   void prepare(const Parallel& parallel) {
     const int64_t parts = larger(parallel.threads, 1);
-    run_tasks(parallel, parts, worth_sharing(layer_.input_size + layer_.state_size), [&](int64_t part) {
+    const bool packs = !directions_[0].w_hh.in_place || (needs_input_ && !directions_[0].w_ih.in_place);
+    run_tasks(parallel, parts, packs && worth_sharing(layer_.input_size + layer_.state_size), [&](int64_t part) {
       for (int d = 0; d < layer_.directions; ++d) {
         const Direction& to = directions_[d];
         const Weights& weights = arguments_->weights[d];

@@ -116,8 +116,8 @@ class Forward {
   // Packs weights and biases, loads initial states.
   void prepare(const Parallel& parallel) {
     const int64_t parts = larger(parallel.threads, 1);
-    const bool large = layer_.hidden_size * kGates * (layer_.input_size + layer_.state_size) >= kWorthSharing;
-    run_tasks(parallel, parts, large, [&](int64_t part) {
+    const bool packs = directions_[0].w_ih != nullptr || directions_[0].w_hh != nullptr;
+    run_tasks(parallel, parts, packs && worth_sharing(1), [&](int64_t part) {
       for (int d = 0; d < layer_.directions; ++d) {
         const Direction& to = directions_[d];
         const Weights& from = arguments_->weights[d];

@@ -157,7 +157,7 @@ inline Division divide(const Layer& layer, int gates, int threads) {
   // With fewer rows than this a slice spends its time fetching weights, which sharing units halves.
   constexpr int64_t kFewRows = 3;
   const bool by_units = !layer.has_projection && per_direction > 1 && layer.batch < kFewRows * per_direction &&
-                        step_work >= 2 * kWorthSharing;
+                        2 * step_work >= 3 * kWorthSharing;
   if (by_units) return {1, true};
   return {larger(smaller(per_direction, layer.batch), 1), false};
 }

@@ -128,6 +128,12 @@ RNN_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
 // The sum over lanes, in a fixed order: halves onto halves.
 template <class T>
 RNN_INLINE T sum_lanes(Vec<T> x) {
+#if defined(RNN_AVX512)
+  if constexpr (sizeof(T) == 4)
+    return _mm512_reduce_add_ps(x.v);
+  else
+    return _mm512_reduce_add_pd(x.v);
+#else
   alignas(kVectorBytes) T lanes[Vec<T>::size];
   x.store(lanes);
   RNN_UNROLL
@@ -135,6 +141,7 @@ RNN_INLINE T sum_lanes(Vec<T> x) {
     RNN_UNROLL
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   return lanes[0];
+#endif
 }
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA
