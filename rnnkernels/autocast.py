@@ -1,7 +1,7 @@
 """What autocast does to LSTM and GRU: the rule torch.nn follows, stated in one place.
 
 On CUDA every layer and cell computes in autocast's lower-precision dtype. On the CPU torch.nn lowers LSTM layers only: GRU layers
-and both cells return the widest dtype among their inputs. float64 is never lowered.
+and both cells return the wider of that dtype and their states', and compute in it here. float64 is never lowered.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ def active(device_type: str) -> bool:
     return device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type)
 
 
-def compute_dtype(op: str, device_type: str, tensors: Sequence[Tensor]) -> torch.dtype:
-    """The dtype that ``op`` ("lstm", "gru", "lstm_cell" or "gru_cell") computes in, given the tensors it was called with."""
-    widest = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
-    if widest == torch.float64 or (device_type == "cpu" and op != "lstm"):
-        return widest
-    return torch.get_autocast_dtype(device_type)
+def compute_dtype(op: str, device_type: str, states: Sequence[Tensor], others: Sequence[Tensor]) -> torch.dtype:
+    """The dtype that ``op`` ("lstm", "gru", "lstm_cell" or "gru_cell") computes in, given the states and other tensors it was
+    called with. States that are left out count as zeros of the input's dtype."""
+    if any(t.dtype == torch.float64 for t in (*states, *others)):
+        return torch.float64
+    dtype = torch.get_autocast_dtype(device_type)
+    if device_type == "cpu" and op != "lstm":
+        return functools.reduce(torch.promote_types, (t.dtype for t in states), dtype)
+    return dtype
 
 
 def dispatch_key(device_type: str) -> str:
@@ -36,14 +39,19 @@ def dispatch_key(device_type: str) -> str:
 
 
 def rule(op: torch._ops.OpOverload, device_type: str) -> Callable:
-    """The autocast kernel of a forward operator: cast every floating tensor, then call it with autocast off."""
-    name = op._schema.name.removesuffix("_forward").rpartition("_")[2]  # "lstm" or "gru"
+    """The autocast kernel of an operator. Forward: cast every floating tensor, then call it with autocast off. Backward: only
+    turn autocast off, since what forward kept has the dtypes it computed in."""
+    cell, _, direction = op._schema.name.rpartition(":")[2].removeprefix("reference_").partition("_")
+    n_states = 2 if cell == "lstm" else 1
 
     def kernel(*args):
-        flat = [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,)) if _is_float(t)]
-        dtype = compute_dtype(name.rpartition(":")[2], device_type, flat)
+        if direction == "forward":
+            input, _, *rest = args
+            states, weights = rest[:n_states], rest[n_states]
+            dtype = compute_dtype(cell, device_type, states, (input, *weights))
+            args = [_cast(a, dtype) for a in args]
         with torch.autocast(device_type, enabled=False):
-            return op(*(_cast(a, dtype) for a in args))
+            return op(*args)
 
     return kernel
 

@@ -183,7 +183,7 @@ def _stack(
     device_type = input.device.type
     lowered = autocast.active(device_type)
     if lowered:
-        dtype = autocast.compute_dtype(cell, device_type, (input, *states, *weights))
+        dtype = autocast.compute_dtype(cell, device_type, states, (input, *weights))
         input, states, weights = input.to(dtype), tuple(s.to(dtype) for s in states), [w.to(dtype) for w in weights]
     with torch.autocast(device_type, enabled=False) if lowered else nullcontext():
         tracing = _tracing()
@@ -240,7 +240,7 @@ def _cell(
     present = [w for w in weights if w is not None]
     lowered = autocast.active(device_type)
     if lowered:
-        dtype = autocast.compute_dtype(f"{cell}_cell", device_type, (input, *states, *present))
+        dtype = autocast.compute_dtype(f"{cell}_cell", device_type, states, (input, *present))
         input, states = input.to(dtype), tuple(s.to(dtype) for s in states)
         weights = tuple(None if w is None else w.to(dtype) for w in weights)
         present = [w for w in weights if w is not None]
@@ -264,7 +264,7 @@ def request(op: str, input: Tensor, weights: Sequence[Tensor], **structure) -> R
     transforms now stand. ``structure``: the other fields of :class:`~rnnkernels.backends.Request`."""
     device_type, dtype = input.device.type, input.dtype
     if autocast.active(device_type):
-        dtype = autocast.compute_dtype(op, device_type, (input, *weights))
+        dtype = autocast.compute_dtype(op, device_type, (input,), weights)
     return Request(op.removesuffix("_cell"), input.device, dtype, **structure, **_tracing()._asdict())
 
 
