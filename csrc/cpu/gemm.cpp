@@ -220,14 +220,8 @@ void multiply_gates_unpacked(const GateWeights<S>& weights, int gates, int64_t p
 template <class T, int... kLane>
 RNN_INLINE void interleave(Vec<T>& low, Vec<T>& high, Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {
   constexpr int lanes = Vec<T>::size;
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-  low = __builtin_shufflevector(a.v, b.v, (kLane / 2 + kLane % 2 * lanes)...);
-  high = __builtin_shufflevector(a.v, b.v, (lanes / 2 + kLane / 2 + kLane % 2 * lanes)...);
-#else
-  using Bits = typename Vec<T>::Bits;
-  low = __builtin_shuffle(a.v, b.v, Bits{(kLane / 2 + kLane % 2 * lanes)...});
-  high = __builtin_shuffle(a.v, b.v, Bits{(lanes / 2 + kLane / 2 + kLane % 2 * lanes)...});
-#endif
+  low = shuffle<(kLane / 2 + kLane % 2 * lanes)...>(a.v, b.v);
+  high = shuffle<(lanes / 2 + kLane / 2 + kLane % 2 * lanes)...>(a.v, b.v);
 }
 
 // Interleaving row i with row i + half, log2(lanes) times over, transposes the block.

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -125,23 +127,31 @@ RNN_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
   return a.v / b.v;
 }
 
+// Lane i of the result is lane kIndex[i] of a and b, read as one row of lanes.
+template <int... kIndex, class Raw>
+RNN_INLINE Raw shuffle(Raw a, Raw b) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, kIndex...);
+#else
+  using Index = std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t>;
+  return __builtin_shuffle(a, b, typename RawVector<Index>::type{kIndex...});
+#endif
+}
+
+template <class T, int... kLane>
+RNN_INLINE T sum_halves(typename Vec<T>::Raw x, std::integer_sequence<int, kLane...>) {
+  constexpr int lanes = Vec<T>::size;
+  if constexpr (lanes >= 16) x += shuffle<(kLane + 8) % lanes...>(x, x);
+  if constexpr (lanes >= 8) x += shuffle<(kLane + 4) % lanes...>(x, x);
+  if constexpr (lanes >= 4) x += shuffle<(kLane + 2) % lanes...>(x, x);
+  x += shuffle<(kLane + 1) % lanes...>(x, x);
+  return x[0];
+}
+
 // The sum over lanes, in a fixed order: halves onto halves.
 template <class T>
 RNN_INLINE T sum_lanes(Vec<T> x) {
-#if defined(RNN_AVX512)
-  if constexpr (sizeof(T) == 4)
-    return _mm512_reduce_add_ps(x.v);
-  else
-    return _mm512_reduce_add_pd(x.v);
-#else
-  alignas(kVectorBytes) T lanes[Vec<T>::size];
-  x.store(lanes);
-  RNN_UNROLL
-  for (int half = Vec<T>::size / 2; half > 0; half /= 2)
-    RNN_UNROLL
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
-#endif
+  return sum_halves<T>(x.v, std::make_integer_sequence<int, Vec<T>::size>{});
 }
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA
