@@ -172,9 +172,9 @@ def torch_nn(case: Case, input: Tensor, states: tuple[Tensor, ...], weights: dic
 def evaluate(implementation: Implementation, problem: Problem) -> dict[str, Tensor]:
     """Run forward and backward -> every output and every wanted gradient by name."""
     case = problem.case
-    input = problem.input.clone().requires_grad_("input" in case.wants)
-    states = tuple(s.clone().requires_grad_("states" in case.wants) for s in problem.states)
-    weights = {name: w.clone().requires_grad_("weights" in case.wants) for name, w in problem.weights.items()}
+    input = problem.input.detach().clone().requires_grad_("input" in case.wants)
+    states = tuple(s.detach().clone().requires_grad_("states" in case.wants) for s in problem.states)
+    weights = {name: w.detach().clone().requires_grad_("weights" in case.wants) for name, w in problem.weights.items()}
     outputs = implementation(case, input, states, weights)
     names = ("output", "h_n", "c_n")
     results = {name: value.detach() for name, value in zip(names, outputs, strict=False)}

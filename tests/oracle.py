@@ -13,9 +13,8 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
 from cases import GATES, Case, Implementation, Problem, draw, evaluate, torch_nn
+from torch import Tensor
 
 #: How many runs of torch.nn make up its own error.
 RUNS = 4
@@ -42,16 +41,12 @@ def equations(case: Case, input: Tensor, states: tuple[Tensor, ...], weights: di
         for direction in range(case.directions):
             own = [states_of[layer * case.directions + direction] for states_of in states]
             suffix = f"_l{layer}" + ("_reverse" if direction else "")
-            pairs = [
-                _run(case.cell, s, [o[b] for o in own], weights, suffix, direction) for b, s in enumerate(sequences)
-            ]
+            pairs = [_run(case.cell, s, [o[b] for o in own], weights, suffix, direction) for b, s in enumerate(sequences)]
             outputs.append([sequence for sequence, _ in pairs])
             finals.append([final for _, final in pairs])
         sequences = [[torch.cat(step) for step in zip(*both, strict=True)] for both in zip(*outputs, strict=True)]
     rows = [sequences[b][t] for t, size in enumerate(sizes) for b in range(size)]
-    stacked = [
-        torch.stack([torch.stack([row[k] for row in rows_of]) for rows_of in finals]) for k in range(len(states))
-    ]
+    stacked = [torch.stack([torch.stack([row[k] for row in rows_of]) for rows_of in finals]) for k in range(len(states))]
     return torch.stack(rows).view(case.output_shape), *stacked
 
 
@@ -85,9 +80,7 @@ def rewritten(run: int) -> Implementation:
     shows how far rounding can take a result that cancels. Run 0 is torch.nn as it is.
     """
 
-    def implementation(
-        case: Case, input: Tensor, states: tuple[Tensor, ...], weights: dict[str, Tensor]
-    ) -> tuple[Tensor, ...]:
+    def implementation(case: Case, input: Tensor, states: tuple[Tensor, ...], weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
         if run == 0:
             return torch_nn(case, input, states, weights)
         generator = torch.Generator().manual_seed(run)

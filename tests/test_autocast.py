@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
-
 from cases import Case, draw, evaluate, ours, torch_nn
 from oracle import FLOOR, error
+from torch import Tensor
+
 from rnnkernels import functional
 from rnnkernels.layout import operator
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
-
 from cases import Case, draw, ours
+from subprocesses import python
+
 from rnnkernels import Request, UnsupportedRequest, backends, choose, explain, functional, use_backend
 
 CPU = torch.device("cpu")
@@ -53,7 +51,10 @@ def test_auto_prefers_native_code(native_library: None) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown backend 'cudnn'; known are auto, cpu, aten, reference"), use_backend("cudnn"):
+    with (
+        pytest.raises(ValueError, match="unknown backend 'cudnn'; known are auto, cpu, aten, reference"),
+        use_backend("cudnn"),
+    ):
         pass
 
 
@@ -74,9 +75,7 @@ def test_a_dtype_nobody_computes_in_is_refused_with_everybodys_reason() -> None:
 def test_forward_mode_with_the_native_backend_by_name_raises(native_library: None) -> None:
     problem = draw(Case("gru"))
     with use_backend("cpu"), pytest.raises(UnsupportedRequest, match="forward-mode"):
-        torch.func.jvp(
-            lambda x: functional.gru(x, None, list(problem.weights.values()))[0], (problem.input,), (problem.input,)
-        )
+        torch.func.jvp(lambda x: functional.gru(x, None, list(problem.weights.values()))[0], (problem.input,), (problem.input,))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -119,12 +118,6 @@ def test_a_choice_in_one_thread_is_unknown_to_the_others() -> None:
     assert seen == {"main": "auto", "chooser": "reference"}
 
 
-def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=120
-    )
-
-
 def test_the_environment_variable_sets_the_default() -> None:
     code = (
         "import threading, rnnkernels, rnnkernels.backends as b\n"
@@ -132,12 +125,12 @@ def test_the_environment_variable_sets_the_default() -> None:
         "t = threading.Thread(target=lambda: print(b.selected())); t.start(); t.join()\n"
         "with rnnkernels.use_backend('auto'): print(b.selected())\n"
     )
-    result = _python(code, RNNKERNELS_BACKEND="reference")
+    result = python(code, RNNKERNELS_BACKEND="reference")
     assert result.stdout.split() == ["reference", "reference", "auto"], result.stderr
 
 
 def test_a_misspelt_environment_variable_fails_at_import_and_says_so() -> None:
-    result = _python("import rnnkernels", RNNKERNELS_BACKEND="gpu")
+    result = python("import rnnkernels", RNNKERNELS_BACKEND="gpu")
     assert result.returncode != 0
     assert "unknown backend 'gpu' in the environment variable RNNKERNELS_BACKEND" in result.stderr
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import Case, draw, evaluate, ours
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from cases import Case, draw, evaluate, ours
 from rnnkernels import functional, use_backend
 
 CASES = [
@@ -139,9 +139,7 @@ def test_a_loop_over_a_cell_compiles_whole(backend: str, cell: str) -> None:
 
     expected, actual = loop(x, h), torch.compile(loop, fullgraph=True, backend="aot_eager")(x, h)
     assert torch.equal(actual, expected)
-    pairs = zip(
-        torch.autograd.grad(actual.sum(), weights), torch.autograd.grad(expected.sum(), weights), strict=True
-    )
+    pairs = zip(torch.autograd.grad(actual.sum(), weights), torch.autograd.grad(expected.sum(), weights), strict=True)
     for grad, wanted in pairs:
         assert torch.equal(grad, wanted)
 
@@ -164,9 +162,7 @@ def test_export_keeps_one_operator_and_takes_any_length(backend: str, cell: str,
     model = Model(cell).eval()
     steps, batch = torch.export.Dim("steps", min=1), torch.export.Dim("batch", min=1)
     with torch.no_grad():
-        program = torch.export.export(
-            model, (torch.randn(4, 3, 5),), dynamic_shapes=({0: steps, 1: batch},), strict=strict
-        )
+        program = torch.export.export(model, (torch.randn(4, 3, 5),), dynamic_shapes=({0: steps, 1: batch},), strict=strict)
     calls = [n for n in program.graph.nodes if n.op == "call_function" and str(n.target).startswith("rnnkernels.")]
     assert len(calls) == 1
     for shape in [(4, 3), (9, 2), (1, 1)]:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import Case, Implementation, draw, evaluate, ours
+from oracle import assert_same_mathematics, equations
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from cases import Case, Implementation, draw, evaluate, ours
-from oracle import assert_same_mathematics, equations
 import rnnkernels
 from rnnkernels import functional
 
@@ -182,7 +182,7 @@ def test_checkpointing_changes_no_bit(backend: str, case: Case, use_reentrant: b
     problem = draw(case)
     if use_reentrant:  # it finds gradients of tensors that are arguments themselves, not of those inside a tuple
 
-        def checkpointed(case: Case, input: Tensor, states: tuple[Tensor, ...], weights: dict[str, Tensor]):  # noqa: F811
+        def checkpointed(case: Case, input: Tensor, states: tuple[Tensor, ...], weights: dict[str, Tensor]):
             return checkpoint(as_function(ours, case), input, *states, *weights.values(), use_reentrant=True)
 
     expected = evaluate(ours, problem)

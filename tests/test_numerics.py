@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from cases import Case, draw, evaluate, ours, torch_nn
 from oracle import DTYPES, assert_problem_within_budget, assert_within_budget, measure
+
 from rnnkernels import functional
 
 CELLS = ("lstm", "gru")

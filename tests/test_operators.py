@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from cases import GATES, Case, draw
 from torch import Tensor
 
-from cases import GATES, Case, draw
 from rnnkernels.layout import operator
 
 FAMILY = {"reference": "reference_", "cpu": ""}
@@ -44,9 +44,7 @@ def forward_call(backend: str, case: Case, save: bool = True, requires_grad: boo
     return Call(operator(FAMILY[backend], f"{case.cell}_forward"), arguments)
 
 
-def backward_call(
-    backend: str, case: Case, requires_grad: bool = False, needs: tuple[bool, bool] = (True, True)
-) -> Call:
+def backward_call(backend: str, case: Case, requires_grad: bool = False, needs: tuple[bool, bool] = (True, True)) -> Call:
     forward = forward_call(backend, case)
     output, *rest = forward()
     n = 1 if case.cell == "gru" else 2
@@ -83,9 +81,7 @@ CASES = [
 
 # Small, for tracing a second derivative takes seconds.
 TINY = {"input_size": 2, "hidden_size": 3, "steps": 2, "batch": 2}
-OPCHECK_CASES = [
-    Case(cell, **TINY, **options) for cell in GATES for options in ({}, {"lengths": (2, 1), "bidirectional": True})
-]
+OPCHECK_CASES = [Case(cell, **TINY, **options) for cell in GATES for options in ({}, {"lengths": (2, 1), "bidirectional": True})]
 OPCHECK_CASES += [Case("lstm", **TINY, proj_size=2, bias=False, dtype=torch.bfloat16)]
 
 
@@ -105,9 +101,7 @@ def test_backward_operators_pass_opcheck(backend: str, case: Case, needs: tuple[
 
 @pytest.mark.parametrize("needs", [(True, True), (False, True)])
 @pytest.mark.parametrize("case", OPCHECK_CASES[:4], ids=str)
-def test_backward_operators_pass_opcheck_with_second_derivatives(
-    backend: str, case: Case, needs: tuple[bool, bool]
-) -> None:
+def test_backward_operators_pass_opcheck_with_second_derivatives(backend: str, case: Case, needs: tuple[bool, bool]) -> None:
     checks = OPCHECKS
     if case.lengths is not None:
         # The second derivative differentiates the reference equations, whose split by batch_sizes depends on data: AOT tracing
@@ -119,9 +113,7 @@ def test_backward_operators_pass_opcheck_with_second_derivatives(
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_operators_change_no_argument_and_return_new_contiguous_tensors(
-    backend: str, case: Case, direction: str
-) -> None:
+def test_operators_change_no_argument_and_return_new_contiguous_tensors(backend: str, case: Case, direction: str) -> None:
     call = (forward_call if direction == "forward" else backward_call)(backend, case)
     given = _tensors([*call.arguments.values()])
     before = [t.clone() for t in given]
@@ -218,9 +210,7 @@ def _wrong(case: Case) -> dict[str, dict]:
             "enormous": [2**62, 2**62, 2**62, 2**62 + 7],
             "empty": [],
         }
-        wrong |= {
-            f"batch_sizes {name}": {"batch_sizes": torch.tensor(v, dtype=torch.int64)} for name, v in changes.items()
-        }
+        wrong |= {f"batch_sizes {name}": {"batch_sizes": torch.tensor(v, dtype=torch.int64)} for name, v in changes.items()}
         wrong |= {
             "batch_sizes in int32": {"batch_sizes": sizes.int()},
             "batch_sizes as floats": {"batch_sizes": sizes.float()},
@@ -232,10 +222,7 @@ def _wrong(case: Case) -> dict[str, dict]:
 
 DENSE, PACKED = {"steps": 2, "batch": 3}, {"lengths": (3, 2, 1, 1)}
 BAD_FORWARD = [
-    (Case(cell, **options), name)
-    for cell in GATES
-    for options in (DENSE, PACKED)
-    for name in _wrong(Case(cell, **options))
+    (Case(cell, **options), name) for cell in GATES for options in (DENSE, PACKED) for name in _wrong(Case(cell, **options))
 ]
 
 
@@ -324,9 +311,7 @@ def test_sizes_whose_products_overflow_are_refused(backend: str, cell: str, what
     elif what == "input features":
         width = 2**57
     state = torch.zeros(1, 1, 1).expand(1, batch, hidden)
-    weights = [torch.zeros(1, 1).expand(gates * hidden, n) for n in (width, hidden)] + [
-        torch.zeros(1).expand(gates * hidden)
-    ] * 2
+    weights = [torch.zeros(1, 1).expand(gates * hidden, n) for n in (width, hidden)] + [torch.zeros(1).expand(gates * hidden)] * 2
     changes = {"input": torch.zeros(1, 1, 1).expand(steps, batch, width), "weights": weights, "h0": state}
     changes |= {"c0": state} if cell == "lstm" else {}
     if what == "packed rows":

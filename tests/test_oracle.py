@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from cases import Case, Implementation, draw, evaluate, torch_nn
 from oracle import DTYPES, assert_same_mathematics, assert_within_budget, equations, rewritten, violations, yardstick
 

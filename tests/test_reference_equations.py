@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from cases import Case, draw
 from oracle import assert_same_mathematics
+
 from rnnkernels.backends import reference
 from rnnkernels.layout import SAVED_GATES
 
@@ -24,11 +24,7 @@ CASES = [
 
 
 def _forward_and_backward(case: Case):
-    flags = (
-        (case.bias, bool(case.proj_size), case.bidirectional)
-        if case.cell == "lstm"
-        else (case.bias, case.bidirectional)
-    )
+    flags = (case.bias, bool(case.proj_size), case.bidirectional) if case.cell == "lstm" else (case.bias, case.bidirectional)
     return getattr(reference, f"{case.cell}_forward"), getattr(reference, f"{case.cell}_backward"), flags
 
 

@@ -4,16 +4,12 @@ Bits may differ between thread counts, which share the work out differently; tes
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
 from cases import Case, draw, evaluate, ours
+from subprocesses import output_of
 
 CASES = [
     Case(cell, **options)
@@ -58,8 +54,6 @@ def test_what_uninitialised_tensors_hold_does_not_matter(backend: str, case: Cas
 
 
 _CHECKSUMS = """
-import sys
-sys.path.insert(0, sys.argv[1])
 import torch
 from cases import draw, evaluate, ours
 from test_repeatability import CASES
@@ -78,13 +72,7 @@ def test_what_the_allocator_hands_out_does_not_matter(native_library: None) -> N
     0x00 fills with 0xFF on allocation, which is NaN in every floating-point dtype; 0x80 with 0x7F, huge or NaN.
     """
 
-    def checksums(**environment: str) -> str:
-        command = [sys.executable, "-c", _CHECKSUMS, str(Path(__file__).parent)]
-        result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=240)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    plain = checksums()
+    plain = output_of(_CHECKSUMS)
     assert "nan" not in plain
     for byte in (255, 128):
-        assert checksums(MALLOC_PERTURB_=str(byte)) == plain
+        assert output_of(_CHECKSUMS, MALLOC_PERTURB_=str(byte)) == plain

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from cases import GATES, Case, Problem, draw, evaluate, ours, torch_nn
 from oracle import DTYPES, assert_problem_within_budget, measure
 
@@ -45,9 +44,7 @@ def test_no_gate_value_overflows_on_its_way_to_saturation(backend: str, cell: st
 @pytest.mark.parametrize("infinity", [float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_infinite_input_gives_nan_only_where_the_maths_does(
-    backend: str, cell: str, dtype: torch.dtype, infinity: float
-) -> None:
+def test_infinite_input_gives_nan_only_where_the_maths_does(backend: str, cell: str, dtype: torch.dtype, infinity: float) -> None:
     problem = draw(Case(cell, hidden_size=17, batch=5, dtype=dtype))
     problem.input[1, 2, 3] = infinity  # one infinity: no gate adds infinities of both signs
     exact, actual = evaluate(torch_nn, problem.to(torch.float64)), evaluate(ours, problem)
