@@ -61,19 +61,24 @@ def check_cell(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequ
     if len(states) != (2 if cell == "lstm" else 1):
         raise RuntimeError("lstm_cell expects two hidden states")
     input_size, hidden_size = weights[0].size(1), weights[1].size(1)
-    if input.size(1) != input_size:
-        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {input_size}")
+    batch, features = input.shape
+    if features != input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {features} expected {input_size}")
     for i, state in enumerate(states):
-        if state.size(0) != input.size(0):
-            raise RuntimeError(f"Input batch size {input.size(0)} doesn't match hidden{i} batch size {state.size(0)}")
-        if state.size(1) != hidden_size:
-            raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {state.size(1)}, expected {hidden_size}")
-        if state.dim() != 2:
-            raise RuntimeError(f"hidden{i} must have as many dimensions as input")
+        if state.shape != (batch, hidden_size):
+            _refuse_cell_state(i, state, batch, hidden_size)
         _check_same_kind(f"hidden{i}", state, input)
     for weight in weights:
         if weight is not None:
             _check_same_kind("parameter", weight, input)
+
+
+def _refuse_cell_state(i: int, state: Tensor, batch: int, hidden_size: int) -> None:
+    if state.size(0) != batch:
+        raise RuntimeError(f"Input batch size {batch} doesn't match hidden{i} batch size {state.size(0)}")
+    if state.size(1) != hidden_size:
+        raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {state.size(1)}, expected {hidden_size}")
+    raise RuntimeError(f"hidden{i} must have as many dimensions as input")
 
 
 def _check_same_kind(name: str, tensor: Tensor, input: Tensor) -> None:

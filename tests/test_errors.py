@@ -290,3 +290,22 @@ def test_cell_weights_that_do_not_fit_are_refused_with_torch_nns_type(name, back
 
         expected, raised = both(name, call)
         assert expected[0].split(":")[0] == raised[0].split(":")[0] == "RuntimeError"
+
+
+# --- sizes beyond any machine ----------------------------------------------------------------------------------------------
+
+
+@each_layer
+@pytest.mark.parametrize("sizes", [(2**62, 4), (3, 2**61), (2**31, 2**31)], ids=str)
+def test_parameters_too_large_to_count_are_refused_in_torch_nns_words(name, sizes):
+    expected, raised = (outcome(lambda package=package: getattr(package, name)(*sizes)) for package in (nn, rnnkernels))
+    assert raised == expected != ("no error",)
+
+
+@each_layer
+@pytest.mark.parametrize("shape", [(1, 2**61, 3), (3, 2**59, 3)], ids=str)
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_batch_too_large_to_hold_is_refused_with_torch_nns_type(name, shape, grad, backend):
+    with torch.set_grad_enabled(grad):
+        expected, raised = both(name, lambda m, _: m(torch.zeros(1, 1, 3).expand(shape)))
+    assert expected[0].split(":")[0] == raised[0].split(":")[0] == "RuntimeError"
