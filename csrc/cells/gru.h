@@ -39,10 +39,10 @@ template <class V>
 RNN_HD inline GruBackward<V> gru_backward(V dh, const GruGates<V>& y, V h_prev) {
   GruBackward<V> grad;
   grad.h_prev = dh * y.z;                                   // GB5
-  grad.n = dh * (V(1) - y.z) * tanh_slope(y.n);             // GB4
-  grad.q = grad.n * y.r;                                    // GB3
-  grad.z = dh * (h_prev - y.n) * sigmoid_slope(y.z);        // GB2
-  grad.r = grad.n * y.q * sigmoid_slope(y.r);               // GB1
+  grad.n = dh * (V(1) - y.z) * tanh_slope(y.n);             // GB5, GB4
+  grad.q = grad.n * y.r;                                    // GB4
+  grad.z = dh * (h_prev - y.n) * sigmoid_slope(y.z);        // GB5, GB1-2
+  grad.r = grad.n * y.q * sigmoid_slope(y.r);               // GB4, GB1-2
   return grad;
 }
 

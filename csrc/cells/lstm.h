@@ -43,10 +43,10 @@ RNN_HD inline LstmBackward<V> lstm_backward(V dh, V dc, const LstmGates<V>& y, V
   LstmBackward<V> grad;
   const V dc_all = dc + dh * y.o * tanh_slope(tanh_c);        // LB7
   grad.c_prev = dc_all * y.f;                                 // LB6
-  grad.a.o = dh * tanh_c * sigmoid_slope(y.o);                // LB5
-  grad.a.g = dc_all * y.i * tanh_slope(y.g);                  // LB4
-  grad.a.f = dc_all * c_prev * sigmoid_slope(y.f);            // LB3
-  grad.a.i = dc_all * y.g * sigmoid_slope(y.i);               // LB2
+  grad.a.o = dh * tanh_c * sigmoid_slope(y.o);                // LB7, LB2-5
+  grad.a.g = dc_all * y.i * tanh_slope(y.g);                  // LB6, LB2-5
+  grad.a.f = dc_all * c_prev * sigmoid_slope(y.f);            // LB6, LB2-5
+  grad.a.i = dc_all * y.g * sigmoid_slope(y.i);               // LB6, LB2-5
   return grad;
 }
 
