@@ -506,8 +506,16 @@ class Backward {
     }
     const Range vectors = share(divide_up(4 * layer_.hidden_size, kLanes<C>), part, parts);
     for (int64_t v = vectors.first; v < vectors.last; ++v) {
-      Vec<C> sum = accumulate ? Vec<C>::load(from.db + v * kLanes<C>) : Vec<C>(C(0));
-      for (int64_t row = 0; row < own.rows; ++row) sum = sum + Vec<C>::load(from.dg.row(row) + v * kLanes<C>);
+      // Blocks of rows, then chunks: one running sum over thousands of rows would lose ten times what torch does.
+      constexpr int64_t kBlock = 32;
+      Vec<C> sum(C(0));
+      for (int64_t first = 0; first < own.rows; first += kBlock) {
+        Vec<C> block(C(0));
+        for (int64_t row = first; row < smaller(first + kBlock, own.rows); ++row)
+          block = block + Vec<C>::load(from.dg.row(row) + v * kLanes<C>);
+        sum = sum + block;
+      }
+      if (accumulate) sum = sum + Vec<C>::load(from.db + v * kLanes<C>);
       sum.store(from.db + v * kLanes<C>);
     }
   }
