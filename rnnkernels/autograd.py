@@ -91,7 +91,7 @@ class GRUFunction(torch.autograd.Function):
 
 
 class LSTMCellFunction(torch.autograd.Function):
-    """One LSTM step: the layer operator with T = 1.
+    """One LSTM step: the layer operator without axes for steps and directions.
 
     ``LSTMCellFunction.apply(family, input, h0, c0, *weights)``, input (N, I), h0 and c0 (N, H), weights w_ih, w_hh and either
     both biases or none, returns ``(h, c, gates, cells)``; the last two are what backward keeps.
@@ -104,31 +104,26 @@ class LSTMCellFunction(torch.autograd.Function):
         family: str, input: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         op = operator(family, "lstm_forward")
-        x, h, c = input.unsqueeze(0), h0.unsqueeze(0), c0.unsqueeze(0)
         flags = (len(weights) == 4, False, False)
-        _, h, c, gates, cells = call_below_autograd(op, x, None, h, c, weights, *flags, True)
-        return _drop_step(h), _drop_step(c), gates, cells
+        return call_below_autograd(op, input, None, h0, c0, weights, *flags, True)[1:]
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.family, input, h0, c0, *weights = inputs
-        _, _, gates, cells = output
         flags = (len(weights) == 4, False, False)
         # Backward reads output only to know the state before steps 1, 2, …: one step has none, and h0 stands in, so that a
         # caller may change h in place.
-        derivatives.save(ctx, input, None, (h0, c0), weights, flags, output=h0, gates_and_cells=(gates, cells))
+        derivatives.save(ctx, input, None, (h0, c0), weights, flags, output=h0, gates_and_cells=output[2:])
 
     @staticmethod
     def backward(ctx, d_h: Tensor | None, d_c: Tensor | None, *_):
         needs_input, needs_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[4:])
-        layer = _cell_as_layer(derivatives.saved(ctx))
-        grads = (None, _unsqueeze(d_h), _unsqueeze(d_c))
-        d_input, d_h0, d_c0, *d_weights = _layer_backward("lstm", ctx.family, layer, grads, needs_input, needs_weights)
-        return None, _squeeze(d_input), d_h0.squeeze(0), d_c0.squeeze(0), *d_weights
+        grads = (None, d_h, d_c)
+        return None, *_layer_backward("lstm", ctx.family, derivatives.saved(ctx), grads, needs_input, needs_weights)
 
 
 class GRUCellFunction(torch.autograd.Function):
-    """One GRU step: the layer operator with T = 1.
+    """One GRU step: the layer operator without axes for steps and directions.
 
     ``GRUCellFunction.apply(family, input, h0, *weights)``, input (N, I), h0 (N, H), weights w_ih, w_hh and either both biases
     or none, returns ``(h, gates)``; the last is what backward keeps.
@@ -139,24 +134,18 @@ class GRUCellFunction(torch.autograd.Function):
     @staticmethod
     def forward(family: str, input: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         op = operator(family, "gru_forward")
-        x, h = input.unsqueeze(0), h0.unsqueeze(0)
-        _, h, gates = call_below_autograd(op, x, None, h, weights, len(weights) == 4, False, True)
-        return _drop_step(h), gates
+        return call_below_autograd(op, input, None, h0, weights, len(weights) == 4, False, True)[1:]
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.family, input, h0, *weights = inputs
-        _, gates = output
         flags = (len(weights) == 4, False)
-        derivatives.save(ctx, input, None, (h0,), weights, flags, output=h0, gates_and_cells=(gates,))  # h0: as for LSTM
+        derivatives.save(ctx, input, None, (h0,), weights, flags, output=h0, gates_and_cells=output[1:])  # h0: as for LSTM
 
     @staticmethod
     def backward(ctx, d_h: Tensor | None, _):
         needs_input, needs_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[3:])
-        layer = _cell_as_layer(derivatives.saved(ctx))
-        grads = (None, _unsqueeze(d_h))
-        d_input, d_h0, *d_weights = _layer_backward("gru", ctx.family, layer, grads, needs_input, needs_weights)
-        return None, _squeeze(d_input), d_h0.squeeze(0), *d_weights
+        return None, *_layer_backward("gru", ctx.family, derivatives.saved(ctx), (None, d_h), needs_input, needs_weights)
 
 
 class BackwardFunction(torch.autograd.Function):
@@ -235,26 +224,3 @@ def _layer_backward(
         rest = [*d_states, *d_weights]
     missing = [] if needs_weights else [None] * len(layer.weights)
     return [d_input if needs_input else None, *rest, *missing]
-
-
-def _cell_as_layer(cell: derivatives.Saved) -> derivatives.Saved:
-    """A step's tensors with the axes the layer operators have: one time step, one direction."""
-    return cell._replace(
-        input=cell.input.unsqueeze(0),
-        states=[state.unsqueeze(0) for state in cell.states],
-        kept=[cell.kept[0].unsqueeze(0), *cell.kept[1:]],
-    )
-
-
-def _drop_step(state: Tensor) -> Tensor:
-    # (1, N, H) -> (N, H). Autograd forbids in-place changes of outputs that are views made inside a Function; this makes none,
-    # and may share storage because nobody else holds the (1, N, H) tensor.
-    return torch.ops.aten._unsafe_view(state, state.shape[1:])
-
-
-def _unsqueeze(grad: Tensor | None) -> Tensor | None:
-    return None if grad is None else grad.unsqueeze(0)
-
-
-def _squeeze(grad: Tensor | None) -> Tensor | None:
-    return None if grad is None else grad.squeeze(0)

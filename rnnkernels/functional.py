@@ -251,12 +251,14 @@ def _cell(
         backend = choose(Request(cell, input.device, input.dtype, *sizes, *structure, *tracing))
         if backend.family is None:
             return aten.cell_forward(cell, input, states, weights)
-        if not tracing.forward_ad and (tracing.transformed or _needs_grad(input, *states, *present)):
-            return apply(_CELL_FUNCTIONS[cell], backend.family, input, *states, *present)[: len(states)]
+        n_states = len(states)
         flags = (len(present) == 4, False, False) if cell == "lstm" else (len(present) == 4, False)
-        step_states = [s.unsqueeze(0) for s in states]
-        finals = _layer(cell, backend, tracing, flags, input.unsqueeze(0), None, step_states, present)[1:]
-        return tuple([final.squeeze(0) for final in finals])
+        if tracing.forward_ad:
+            return _REFERENCE[cell](input, None, *states, present, *flags, False)[1 : 1 + n_states]
+        if tracing.transformed or _needs_grad(input, *states, *present):
+            return apply(_CELL_FUNCTIONS[cell], backend.family, input, *states, *present)[:n_states]
+        op = operator(backend.family, f"{cell}_forward")
+        return call_below_autograd(op, input, None, *states, present, *flags, False)[1 : 1 + n_states]
 
 
 def request(op: str, input: Tensor, weights: Sequence[Tensor], **structure) -> Request:

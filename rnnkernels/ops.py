@@ -26,6 +26,9 @@ gates                                          (D, ..., 4, H): LSTM i, f, g, o; 
 cells                                          (D, ..., H): c after each step                      state dtype
 =============================================  ==================================================  ===========
 
+One step of one direction may come without the axes T and D: with input (N, I) and no ``batch_sizes``, states are (N, ·), output
+(N, P), gates (N, 4, H) and cells (N, H). That is how the cells call.
+
 Results are new contiguous tensors: operators mutate and alias nothing. ``gates`` and ``cells`` are what backward needs; they
 have shape (0,) unless ``save_for_backward``. ``grad_input`` has shape (0,) unless ``needs_input_grad``, ``grad_weights`` is an
 empty list unless ``needs_weight_grads``. A gradient that is None counts as zero.
@@ -84,8 +87,8 @@ def _lstm_forward_fake(
     bidirectional: bool,
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    output, gates = _forward_results(input, h0, c0.size(-1), save_for_backward)
-    cells_shape = (c0.size(0), *input.shape[:-1], c0.size(-1)) if save_for_backward else (0,)
+    output, gates = _forward_results(input, batch_sizes, h0, c0.size(-1), save_for_backward)
+    cells_shape = (*gates.shape[:-2], c0.size(-1)) if save_for_backward else (0,)
     return output, _new(h0), _new(c0), gates, input.new_empty(cells_shape, dtype=state_dtype(input.dtype))
 
 
@@ -98,7 +101,7 @@ def _gru_forward_fake(
     bidirectional: bool,
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    output, gates = _forward_results(input, h0, h0.size(-1), save_for_backward)
+    output, gates = _forward_results(input, batch_sizes, h0, h0.size(-1), save_for_backward)
     return output, _new(h0), gates
 
 
@@ -142,11 +145,15 @@ def _gru_backward_fake(
     return grad_input, _new(h0), grad_weights
 
 
-def _forward_results(input: Tensor, h0: Tensor, hidden_size: int, save_for_backward: bool) -> tuple[Tensor, Tensor]:
-    steps_and_rows = input.shape[:-1]
-    directions = h0.size(0)
-    gates_shape = (directions, *steps_and_rows, SAVED_GATES, hidden_size) if save_for_backward else (0,)
-    return input.new_empty((*steps_and_rows, directions * h0.size(-1))), input.new_empty(gates_shape)
+def _forward_results(
+    input: Tensor, batch_sizes: Tensor | None, h0: Tensor, hidden_size: int, save_for_backward: bool
+) -> tuple[Tensor, Tensor]:
+    rows = input.shape[:-1]
+    one_step = input.dim() == 2 and batch_sizes is None
+    directions = () if one_step else (h0.size(0),)
+    gates_shape = (*directions, *rows, SAVED_GATES, hidden_size) if save_for_backward else (0,)
+    width = h0.size(-1) if one_step else h0.size(0) * h0.size(-1)
+    return input.new_empty((*rows, width)), input.new_empty(gates_shape)
 
 
 def _backward_results(

@@ -97,20 +97,28 @@ struct Checked {
   Weights views[rnnkernels::cpu::kMostDirections] = {};
   std::optional<Tensor> batch_sizes;
 
+  // One step of one direction, given and returned without the axes for steps and directions.
+  bool one_step = false;
+
   // (leading..., last) for a tensor with one row per active element.
   Sizes rows_and(int64_t last) const {
-    return layer.batch_sizes == nullptr ? Sizes{layer.steps, layer.batch, last} : Sizes{layer.rows, last};
+    return input.dim() == 2 ? Sizes{layer.rows, last} : Sizes{layer.steps, layer.batch, last};
   }
   Sizes saved_sizes(bool gates) const {
     Sizes sizes = rows_and(0);
     sizes.pop_back();
-    sizes.insert(sizes.begin(), layer.directions);
+    if (!one_step) sizes.insert(sizes.begin(), layer.directions);
     if (gates) sizes.push_back(4);
     sizes.push_back(layer.hidden_size);
     return sizes;
   }
-  Sizes hidden_state() const { return {layer.directions, layer.batch, layer.state_size}; }
-  Sizes cell_state() const { return {layer.directions, layer.batch, layer.hidden_size}; }
+  Sizes hidden_state() const { return state(layer.state_size); }
+  Sizes cell_state() const { return state(layer.hidden_size); }
+
+ private:
+  Sizes state(int64_t width) const {
+    return one_step ? Sizes{layer.batch, width} : Sizes{layer.directions, layer.batch, width};
+  }
 };
 
 void check_batch_sizes(Checked& in) {
@@ -186,10 +194,17 @@ Checked check_inputs(const Tensor& input, const std::optional<Tensor>& batch_siz
   layer.directions = flags.bidirectional ? 2 : 1;
   layer.has_biases = flags.has_biases;
   layer.has_projection = flags.has_projection;
-  STD_TORCH_CHECK(h0.defined() && h0.dim() == 3, "h0 must be 3-D (directions, batch, state_size)");
-  layer.batch = h0.size(1);
+  in.one_step = input.dim() == 2 && !batch_sizes.has_value();
+  STD_TORCH_CHECK(h0.defined() && h0.dim() == (in.one_step ? 2 : 3), "h0 must be 3-D (directions, batch, state_size), or 2-D ",
+                  "(batch, state_size) with the input (batch, input_size) of one step");
+  layer.batch = h0.size(in.one_step ? 0 : 1);
   if (batch_sizes.has_value()) {
     check_batch_sizes(in);
+  } else if (in.one_step) {
+    STD_TORCH_CHECK(layer.directions == 1, "one step, an input (batch, input_size), has one direction");
+    STD_TORCH_CHECK(input.size(0) == layer.batch, "input has a batch of ", input.size(0), ", h0 one of ", layer.batch);
+    layer.steps = 1;
+    layer.rows = layer.batch;
   } else {
     STD_TORCH_CHECK(input.dim() == 3, "without batch_sizes, input must be 3-D (steps, batch, input_size), got ",
                     input.dim(), " dimensions");

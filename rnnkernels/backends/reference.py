@@ -33,6 +33,8 @@ docs/derivation.md derives them. Sources: Hochreiter & Schmidhuber 1997 and Gers
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -101,6 +103,31 @@ def gru_step_backward(
 # --- layers: all steps, both directions ---------------------------------------------------------------------------------
 
 
+def _accepts_one_step(layer: Callable) -> Callable:
+    """Let a layer's forward or backward take one step of one direction without the axes for steps and directions."""
+    names = list(inspect.signature(layer).parameters)
+
+    @functools.wraps(layer)
+    def wrapper(*args):
+        arguments = dict(zip(names, args, strict=True))
+        if arguments["input"].dim() == 3 or arguments["batch_sizes"] is not None:
+            return layer(*args)
+        for name, value in arguments.items():
+            if isinstance(value, Tensor):
+                arguments[name] = value[None, None] if name in ("gates", "cells") else value[None]
+        return tuple(_without_steps(result) for result in layer(*arguments.values()))
+
+    return wrapper
+
+
+def _without_steps(result: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    if isinstance(result, list) or result.dim() == 1:  # weight gradients, and results that were not asked for
+        return result
+    # (1, N, ·), or (1, 1, N, ·) and (1, 1, N, 4, H) of cells and gates. A copy: operators return no views.
+    return (result[0] if result.dim() == 3 else result[0, 0]).clone()
+
+
+@_accepts_one_step
 def lstm_forward(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -139,6 +166,7 @@ def lstm_forward(
     )
 
 
+@_accepts_one_step
 def lstm_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -194,6 +222,7 @@ def lstm_backward(
     )
 
 
+@_accepts_one_step
 def gru_forward(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -226,6 +255,7 @@ def gru_forward(
     )
 
 
+@_accepts_one_step
 def gru_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
