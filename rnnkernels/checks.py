@@ -64,12 +64,14 @@ def check_cell(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequ
     batch, features = input.shape
     if features != input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {features} expected {input_size}")
+    dtype, device = input.dtype, input.device
     for i, state in enumerate(states):
         if state.shape != (batch, hidden_size):
             _refuse_cell_state(i, state, batch, hidden_size)
-        _check_same_kind(f"hidden{i}", state, input)
+        if state.dtype != dtype or state.device != device:
+            _check_same_kind(f"hidden{i}", state, input)
     for weight in weights:
-        if weight is not None:
+        if weight is not None and (weight.dtype != dtype or weight.device != device):
             _check_same_kind("parameter", weight, input)
 
 
