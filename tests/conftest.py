@@ -37,8 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # One thread unless a test asks for more: the tensors are tiny, and on a busy machine threads that wait for each other at every
-    # operation take 25 times as long. RNNKERNELS_TEST_THREADS=2 runs everything with two.
+    # One thread unless a test asks for more: the tensors are tiny, and on a busy machine threads that wait for each other at
+    # every operation take 25 times as long. RNNKERNELS_TEST_THREADS=2 runs everything with two.
     torch.set_num_threads(int(os.environ.get("RNNKERNELS_TEST_THREADS", "1")))
     config.addinivalue_line("markers", "backends(*names): the backends to run a test on instead of reference and cpu")
 

@@ -19,8 +19,8 @@ from torch import Tensor
 #: How many runs of torch.nn make up its own error.
 RUNS = 4
 
-#: The floor in units of the dtype's epsilon. Measured over 800 random cases (sizes 1-300, 1-30 steps, 1-33 rows; 9,100 tensors) as
-#: the most that was needed beyond twice torch.nn's own error: 5.6 (float32), 1.8 (float64) and nothing (half types) by one more
+#: The floor in units of the dtype's epsilon. Measured over 800 random cases (sizes 1-300, 1-30 steps, 1-33 rows; 9,100 tensors)
+#: as the most needed beyond twice torch.nn's own error: 5.6 (float32), 1.8 (float64) and nothing (half types) by one more
 #: run of torch.nn rewritten; 6.5, 7.8, 0.6 (bfloat16) and 0.9 (float16) by the reference equations, which sum weight gradients
 #: over all steps at once where torch.nn adds step to step. Hence the next powers of two.
 FLOOR = {torch.float32: 8, torch.float64: 8, torch.bfloat16: 1, torch.float16: 1}
@@ -172,7 +172,7 @@ def assert_problem_within_budget(implementation: Implementation, yardstick: Yard
 
 
 def assert_same_mathematics(actual: Tensor, expected: Tensor, what: str = "") -> None:
-    """Two float64 results agree but for rounding: to a thousand ulps of the scale, where a wrong formula shows in the first digits."""
+    """Two float64 results agree but for rounding: to a thousand ulps of the scale. A wrong formula shows in the first digits."""
     assert actual.dtype == expected.dtype == torch.float64
     assert actual.shape == expected.shape, f"{what}: {list(actual.shape)} instead of {list(expected.shape)}"
     off = error(actual, expected)

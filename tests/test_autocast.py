@@ -1,4 +1,4 @@
-"""Autocast on the CPU: result dtypes are torch.nn's, gradients have their parameters' dtype, operators compute what functions do."""
+"""Autocast on the CPU: result dtypes are torch.nn's, gradients have their parameters', operators compute what functions do."""
 
 from __future__ import annotations
 

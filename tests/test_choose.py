@@ -59,7 +59,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_backend_asked_for_by_name_that_cannot_serve_raises_with_its_reason() -> None:
-    with use_backend("aten"), pytest.raises(UnsupportedRequest, match="'aten' was asked for .* torch.func transforms"):
+    with use_backend("aten"), pytest.raises(UnsupportedRequest, match=r"'aten' was asked for .* torch.func transforms"):
         choose(request(transformed=True))
     with use_backend("cpu"), pytest.raises(UnsupportedRequest, match="reference equations"):
         choose(request(forward_ad=True))
@@ -68,7 +68,7 @@ def test_a_backend_asked_for_by_name_that_cannot_serve_raises_with_its_reason() 
 
 
 def test_a_dtype_nobody_computes_in_is_refused_with_everybodys_reason() -> None:
-    with pytest.raises(UnsupportedRequest, match="cpu: .*aten: .*reference: torch.complex64 is not one of float32"):
+    with pytest.raises(UnsupportedRequest, match=r"cpu: .*aten: .*reference: torch\.complex64 is not one of float32"):
         choose(request(dtype=torch.complex64))
 
 

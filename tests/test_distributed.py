@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import socket
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.fsdp
 import torch.multiprocessing
+from oracle import assert_same_mathematics
 from torch import Tensor, nn
 
 import rnnkernels
@@ -43,9 +44,9 @@ def all_batches() -> Tensor:
     return torch.randn(STEPS, 5, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def _worker(rank: int, port: int, wrapper: str, cell: str, backend: str, expected: dict[str, Tensor]) -> None:
+def _worker(rank: int, rendezvous: str, wrapper: str, cell: str, backend: str, expected: dict[str, Tensor]) -> None:
     torch.set_num_threads(1)
-    store = torch.distributed.TCPStore("127.0.0.1", port, 2, rank == 0)
+    store = torch.distributed.FileStore(rendezvous, 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     try:
         model = Tagger(cell)
@@ -60,26 +61,23 @@ def _worker(rank: int, port: int, wrapper: str, cell: str, backend: str, expecte
                 train(model, model.parameters(), own)
         for name, parameter in model.named_parameters():
             value = parameter.full_tensor() if wrapper == "fsdp" else parameter
-            torch.testing.assert_close(value.detach(), expected[name], rtol=1e-12, atol=1e-14, msg=lambda m: f"{name}: {m}")
+            assert_same_mathematics(value.detach(), expected[name], name)
+        torch.distributed.barrier()  # neither leaves while the other may still talk to it
     finally:
         torch.distributed.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.backends("auto")
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_two_processes_train_to_the_weights_of_one(backend: str, cell: str, wrapper: str) -> None:
+def test_two_processes_train_to_the_weights_of_one(backend: str, cell: str, wrapper: str, tmp_path: Path) -> None:
     """In float64, where averaging two halves differs from averaging the whole by rounding only."""
     single = Tagger(cell)
     train(single, single.parameters(), all_batches())
     expected = {name: p.detach() for name, p in single.named_parameters()}
-    context = torch.multiprocessing.spawn(_worker, (_free_port(), wrapper, cell, backend, expected), nprocs=2, join=False)
+    context = torch.multiprocessing.spawn(
+        _worker, (str(tmp_path / "rendezvous"), wrapper, cell, backend, expected), nprocs=2, join=False
+    )
     try:
         # True once both have ended well; raises with the traceback of one that has not.
         assert any(context.join(timeout=20) for _ in range(6)), "the processes did not end in two minutes"

@@ -1,6 +1,7 @@
 """The same call gives the same bits: however often, and whatever new memory holds.
 
-Bits may differ between thread counts, which share the work out differently; tests/test_numerics.py holds each to the same budget."""
+Bits may differ between thread counts, which share the work out differently; test_numerics.py holds each to the same budget.
+"""
 
 from __future__ import annotations
 
