@@ -30,8 +30,9 @@ def render(result: dict[str, Any]) -> str:
 def conditions(result: dict[str, Any]) -> str:
     """One paragraph: on what, with what and how the figures were measured."""
     versions, settings = result["versions"], result["settings"]
+    threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
     return (
-        f"Measured on {result['machine']['name']} ({result['machine']['torch_isa']}), {settings['threads']} thread{'s' if settings['threads'] > 1 else ''}, torch "
+        f"Measured on {result['machine']['name']} ({result['machine']['torch_isa']}), {threads}, torch "
         f"{versions['torch']}, commit {_short(result['commit'])}, {result['date']}. Each case: results checked against torch.nn "
         "first, then all providers interleaved in one process for at least "
         f"{settings['min_rounds']} rounds; a case's speed-up is the median of its rounds' ratios, a class's the geometric mean "
