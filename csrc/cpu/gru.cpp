@@ -37,7 +37,7 @@ struct Gru {
     const cells::GruForward<V> step =
         cells::gru_forward<V>(x_part(0), x_part(1), x_part(2), h_part(0), h_part(1),
                               h_part(2) + V::load(u.bias + 3 * kLanes<C>), V::load(u.h_prev));
-    store(u.h, step.h);
+    store(u.h, step.h, u.count);  // the padding stays zero: pairs of operands reach into it
     if (u.carried != nullptr) step.h.store(u.carried);
     store(u.output, step.h, u.count);
     if (u.h_n != nullptr) store(u.h_n, step.h, u.count);

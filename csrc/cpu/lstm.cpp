@@ -37,7 +37,7 @@ struct Lstm {
     if (u.hidden != nullptr) {
       step.h.store(u.hidden);
     } else {
-      store(u.h, step.h);
+      store(u.h, step.h, u.count);  // the padding stays zero: pairs of operands reach into it
       store(u.output, step.h, u.count);
     }
     if (u.h_n != nullptr) store(u.h_n, step.h, u.count);
