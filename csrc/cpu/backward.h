@@ -179,14 +179,19 @@ class Backward {
   Columns take_columns(int64_t depth, int64_t columns, bool pack) {
     const int64_t panels = ColumnWeights<S>::panel_count(columns);
     const bool in_place = !pack && !kWidens;
-    return {arena_.take<C>((in_place ? smaller(panels, 1) : panels) * ColumnWeights<S>::panel_size(depth)), in_place};
+    const int64_t packed = in_place ? (ColumnWeights<S>::needs_padding(columns) ? 1 : 0) : panels;
+    return {arena_.take<C>(packed * ColumnWeights<S>::panel_size(depth)), in_place};
   }
 
   void pack_columns(const Columns& to, const void* weights, int64_t depth, int64_t columns, int64_t part,
                     int64_t parts) const {
     const int64_t count = ColumnWeights<S>::panel_count(columns);
     Range panels = share(count, part, parts);
-    if (to.in_place) panels = {panels.last == count ? larger(count - 1, panels.first) : panels.last, panels.last};
+    if (to.in_place) {
+      // Only the last panel, by whom it falls to.
+      if (panels.last < count || panels.size() == 0 || !ColumnWeights<S>::needs_padding(columns)) return;
+      panels.first = count - 1;
+    }
     for (int64_t panel = panels.first; panel < panels.last; ++panel)
       pack_column_panel<S>(to.panels + (to.in_place ? 0 : panel) * ColumnWeights<S>::panel_size(depth),
                            static_cast<const S*>(weights), depth, columns, panel);
@@ -248,63 +253,14 @@ class Backward {
     });
   }
 
-  void store_weight_gradients(const Direction& from, const WeightGradients& to, int64_t part, int64_t parts) const {
-    if constexpr (kWidens) {
-      const auto round = [&](void* result, const C* sum, int64_t count) {
-        const Range range = share(count, part, parts);
-        narrow_row(static_cast<S*>(result) + range.first, sum + range.first, range.size());
-      };
-      round(to.w_ih, from.dw_ih, kGates * layer_.hidden_size * layer_.input_size);
-      round(to.w_hh, from.dw_hh, kGates * layer_.hidden_size * layer_.state_size);
-      if (layer_.has_projection) round(to.w_hr, from.dw_hr, layer_.state_size * layer_.hidden_size);
-    }
-    if (layer_.has_biases && part == 0) {
-      store_bias(to.b_ih, from.db, Cell::kInputSegments);
-      store_bias(to.b_hh, from.db, Cell::kRecurrentSegments);
-    }
-  }
+  // ---- The recurrence: backward_recurrence.h ------------------------------------------------------
 
-  template <int kCount>
-  void store_bias(void* to, const C* db, const SegmentOfGates (&segments)[kCount]) const {
-    for (const SegmentOfGates& gates : segments) {
-      const Segment s = gates.of(layer_.hidden_size);
-      narrow_row(static_cast<S*>(to) + s.w_first, db + s.a_first, s.length);
-    }
-  }
-
-  // ---- The recurrence ---------------------------------------------------------------------------
-
-  // All steps of a chunk for one slice of the batch.
-  void recur(int d, const Chunk& chunk, Range slice) {
-    gather(d, chunk, chunk.steps, slice);
-    for (int64_t i = 0; i < chunk.steps.size(); ++i) {
-      const int64_t t = backward_step(d, chunk, i);
-      differentiate(d, chunk, t, slice, {0, layer_.hidden_size});
-      carry(d, chunk, t, slice, {0, ColumnWeights<S>::panel_count(layer_.state_size)});
-    }
-  }
-
-  // The same with the units of each step shared by the threads. A thread that has carried dh to some units
-  // takes those units through the next step at once, so that one region per step is enough.
-  void recur_by_units(int d, const Chunk& chunk, const Parallel& parallel) {
-    const Range batch{0, layer_.batch};
-    const int64_t panels = ColumnWeights<S>::panel_count(layer_.state_size);
-    const int64_t parts = smaller(parallel.threads, panels);
-    run_tasks(parallel, parallel.threads, true, [&](int64_t part) {
-      const Range steps = share(chunk.steps.size(), part, parallel.threads);
-      gather(d, chunk, {chunk.steps.first + steps.first, chunk.steps.first + steps.last}, batch);
-    });
-    const auto units = [&](Range of) {
-      return Range{of.first * kStripColumns, smaller(of.last * kStripColumns, layer_.hidden_size)};
-    };
-    differentiate(d, chunk, backward_step(d, chunk, 0), batch, {0, layer_.hidden_size});
-    for (int64_t i = 0; i < chunk.steps.size(); ++i)
-      run_tasks(parallel, parts, true, [&](int64_t part) {
-        const Range own = share(panels, part, parts);
-        carry(d, chunk, backward_step(d, chunk, i), batch, own);
-        if (i + 1 < chunk.steps.size()) differentiate(d, chunk, backward_step(d, chunk, i + 1), batch, units(own));
-      });
-  }
+  void recur(int d, const Chunk& chunk, Range slice);
+  void recur_by_units(int d, const Chunk& chunk, const Parallel& parallel);
+  void gather(int d, const Chunk& chunk, Range steps, Range slice) const;
+  void differentiate(int d, const Chunk& chunk, int64_t t, Range slice, Range units) const;
+  void project_gradient(int d, const Chunk& chunk, int64_t t, Range slice, int64_t rows) const;
+  void carry(int d, const Chunk& chunk, int64_t t, Range slice, Range panels) const;
 
   int64_t backward_step(int d, const Chunk& chunk, int64_t i) const {
     return reverse(d) ? chunk.steps.first + i : chunk.steps.last - 1 - i;
@@ -323,106 +279,9 @@ class Backward {
            steps_.evenly_spaced(arguments_->input, {0, layer_.batch}, stride);
   }
 
-  // h' and x of a chunk, as matrices of the compute type with their padding zeroed.
-  void gather(int d, const Chunk& chunk, Range steps, Range slice) const {
-    const Direction& to = directions_[d];
-    int64_t stride;
-    const bool copies_input = needs_weights_ && !reads_input_in_place(&stride);
-    for (int64_t t = steps.first; t < steps.last; ++t) {
-      const int64_t rows = steps_.active(t, slice), started = steps_.active(previous(d, t), slice);
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t b = slice.first + i, row = chunk_row(chunk, t, b);
-        const S* h_prev = i < started ? output_row(d, previous(d, t), b)
-                                      : static_cast<const S*>(arguments_->h0) +
-                                            (d * layer_.batch + b) * layer_.state_size;
-        widen_row(to.h_prev.row(row), h_prev, layer_.state_size, to.h_prev.stride);
-        if (copies_input)
-          widen_row(to.x.row(row), steps_.row<S>(arguments_->input, t, b), layer_.input_size, to.x.stride);
-      }
-    }
-  }
-
-  // Pointwise: dh, dc of step t -> gate gradients, dc', and dh' as far as it bypasses the weights.
-  void differentiate(int d, const Chunk& chunk, int64_t t, Range slice, Range units) const {
-    const int64_t rows = steps_.active(t, slice);
-    if (rows == 0) return;
-    const Direction& direction = directions_[d];
-    if (layer_.has_projection) project_gradient(d, chunk, t, slice, rows);
-    const int64_t started = steps_.active(previous(d, t), slice);
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t b = slice.first + i;
-      const int64_t row = steps_.offset(t) + b;
-      const int64_t hidden = layer_.hidden_size;
-      // Everything of this row, from its first unit on.
-      BackwardUnits<S> of_row{};
-      of_row.gates = static_cast<const S*>(arguments_->gates) + (d * layer_.rows + row) * 4 * hidden;
-      of_row.h_prev = direction.h_prev.row(row - chunk.first_row);
-      of_row.grad_output = layer_.has_projection ? nullptr : grad_output_row(d, t, b);
-      of_row.dh_in = (layer_.has_projection ? direction.dh_hidden : direction.dh).row(b);
-      of_row.dh_out = direction.dh.row(b);
-      of_row.dg = direction.dg.row(row - chunk.first_row);
-      of_row.gate_stride = hidden;
-      if (layer_.has_projection) of_row.hidden = direction.hidden.row(row - chunk.first_row);
-      if constexpr (Cell::kHasCellState) {
-        const C* cells = static_cast<const C*>(arguments_->cells) + d * layer_.rows * hidden;
-        of_row.cells = cells + row * hidden;
-        of_row.c_prev =
-            i < started ? cells + (steps_.offset(previous(d, t)) + b) * hidden : direction.c0.row(b);
-        of_row.dc = direction.dc.row(b);
-      }
-      for (int64_t unit = units.first; unit < units.last; unit += kLanes<C>) {
-        BackwardUnits<S> u = of_row;
-        u.gates += unit;
-        u.h_prev += unit;
-        if (u.grad_output != nullptr) u.grad_output += unit;
-        u.dh_in += unit;
-        u.dh_out += unit;
-        u.dg += unit;
-        if (u.hidden != nullptr) u.hidden += unit;
-        if constexpr (Cell::kHasCellState) {
-          u.cells += unit;
-          u.c_prev += unit;
-          u.dc += unit;
-        }
-        u.count = smaller(hidden - unit, kLanes<C>);
-        Cell::backward(u);
-      }
-    }
-  }
-
   const S* grad_output_row(int d, int64_t t, int64_t b) const {
     if (arguments_->grad_output.data == nullptr) return nullptr;
     return steps_.row<S>(arguments_->grad_output, t, b) + d * layer_.state_size;
-  }
-
-  // LB8: dr = dh' of the step after + dy, dh = dr W_hr
-  void project_gradient(int d, const Chunk& chunk, int64_t t, Range slice, int64_t rows) const {
-    const Direction& direction = directions_[d];
-    const int64_t first = chunk_row(chunk, t, slice.first);
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t b = slice.first + i;
-      const S* grad_output = grad_output_row(d, t, b);
-      const C* carried = direction.dh.row(b);
-      C* dr = direction.dr.row(first + i);
-      for (int64_t j = 0; j < layer_.state_size; j += kLanes<C>) {
-        const int64_t count = layer_.state_size - j;
-        Vec<C> sum = load(carried + j, count);
-        if (grad_output != nullptr) sum = sum + load(grad_output + j, count);
-        store(dr + j, sum, count);
-      }
-    }
-    const Segment all{0, 0, layer_.state_size};
-    multiply_columns(columns(direction.w_hr, arguments_->weights[d].w_hr, layer_.state_size, layer_.hidden_size), 0,
-                     ColumnWeights<S>::panel_count(layer_.hidden_size), constant(direction.dr, first), &all, 1, rows,
-                     Matrix<C>{direction.dh_hidden.row(slice.first), direction.dh_hidden.stride}, false);
-  }
-
-  // dh' = dG W_hh (LB1, GB1..GB4), on top of what bypasses the weights.
-  void carry(int d, const Chunk& chunk, int64_t t, Range slice, Range panels) const {
-    const Direction& direction = directions_[d];
-    multiply_gradient(direction.w_hh, arguments_->weights[d].w_hh, layer_.state_size, Cell::kRecurrentSegments, panels,
-                      constant(direction.dg, chunk_row(chunk, t, slice.first)), steps_.active(t, slice),
-                      Matrix<C>{direction.dh.row(slice.first), direction.dh.stride}, Cell::kCarriesPastGates);
   }
 
   template <int kCount>
@@ -441,100 +300,22 @@ class Backward {
 
   static Matrix<const C> constant(const Matrix<C>& of, int64_t first_row) { return {of.row(first_row), of.stride}; }
 
-  // ---- From the gate gradients of a chunk ---------------------------------------------------------
+  // ---- From the gate gradients of a chunk: backward_gradients.h -----------------------------------
 
-  // dx = dG W_ih. With two directions whichever comes to a chunk second adds to what the first left.
-  void input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const {
-    const Chunk own = chunk(d, turn);
-    const int64_t other_turn = chunks_ - 1 - turn;
-    const bool second = layer_.directions == 2 && (other_turn < turn || (other_turn == turn && d == 1));
-    const int64_t count = ColumnWeights<S>::panel_count(layer_.input_size);
-    Range panels{0, count}, rows{0, own.rows};
-    if (count >= parts)
-      panels = share(count, part, parts);
-    else
-      rows = share(own.rows, part, parts);
-    const Direction& direction = directions_[d];
-    const Matrix<const C> dg = constant(direction.dg, rows.first);
-    S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * layer_.input_size;
-    const void* w_ih = arguments_->weights[d].w_ih;
-    if constexpr (!kWidens) {
-      multiply_gradient(direction.w_ih, w_ih, layer_.input_size, Cell::kInputSegments, panels, dg, rows.size(),
-                        Matrix<C>{result, layer_.input_size}, second);
-    } else {
-      C* strip = strips_ + part * capacity_ * kStripColumns;
-      for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-        const int64_t column = panel * kStripColumns;
-        const int64_t width = smaller(layer_.input_size - column, kStripColumns);
-        // The product addresses columns of the whole result, so the strip is passed shifted to its place.
-        multiply_gradient(direction.w_ih, w_ih, layer_.input_size, Cell::kInputSegments, {panel, panel + 1}, dg,
-                          rows.size(), Matrix<C>{strip - column, kStripColumns}, false);
-        for (int64_t row = 0; row < rows.size(); ++row)
-          add_rounded(result + row * layer_.input_size + column, strip + row * kStripColumns, width, second);
-      }
-    }
-  }
-
-  static void add_rounded(S* to, const C* from, int64_t width, bool accumulate) {
-    for (int64_t j = 0; j < width; j += kLanes<C>) {
-      Vec<C> value = load(from + j, width - j);
-      if (accumulate) value = value + load(to + j, width - j);
-      store(to + j, value, width - j);
-    }
-  }
-
-  // dW_ih = dG^T x, dW_hh = dG^T h', dW_hr = dr^T h, db = the sum of dG over rows.
-  void weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const {
-    const Direction& from = directions_[d];
-    const Chunk own = chunk(d, turn);
-    const WeightGradients& results = arguments_->grad_weights[d];
-    const bool accumulate = turn > 0;
-    int64_t stride;
-    Matrix<const C> x{from.x.data, from.x.stride};
-    if constexpr (!kWidens) {
-      if (reads_input_in_place(&stride)) x = {steps_.row<S>(arguments_->input, own.steps.first, 0), stride};
-    }
-    transposed_products(own.rows, from.dg, Cell::kInputSegments, x, layer_.input_size,
-                        sum_of(results.w_ih, from.dw_ih), part, parts, accumulate);
-    transposed_products(own.rows, from.dg, Cell::kRecurrentSegments, constant(from.h_prev, 0), layer_.state_size,
-                        sum_of(results.w_hh, from.dw_hh), part, parts, accumulate);
-    if (layer_.has_projection) {
-      const Range states = share(layer_.state_size, part, parts);
-      multiply_transposed(constant(from.dr, 0), constant(from.hidden, 0), own.rows, states.first, states.last,
-                          layer_.hidden_size, Matrix<C>{sum_of(results.w_hr, from.dw_hr), layer_.hidden_size},
-                          accumulate);
-    }
-    const Range vectors = share(divide_up(4 * layer_.hidden_size, kLanes<C>), part, parts);
-    for (int64_t v = vectors.first; v < vectors.last; ++v) {
-      // Blocks of rows, then chunks: one running sum over thousands of rows would lose ten times what torch does.
-      constexpr int64_t kBlock = 32;
-      Vec<C> sum(C(0));
-      for (int64_t first = 0; first < own.rows; first += kBlock) {
-        Vec<C> block(C(0));
-        for (int64_t row = first; row < smaller(first + kBlock, own.rows); ++row)
-          block = block + Vec<C>::load(from.dg.row(row) + v * kLanes<C>);
-        sum = sum + block;
-      }
-      if (accumulate) sum = sum + Vec<C>::load(from.db + v * kLanes<C>);
-      sum.store(from.db + v * kLanes<C>);
-    }
-  }
+  void input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const;
+  void weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
+  void bias_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
+  template <int kCount>
+  void transposed_products(int64_t rows, const Matrix<C>& dg, const SegmentOfGates (&gates)[kCount],
+                           Matrix<const C> x, int64_t width, C* to, int64_t part, int64_t parts,
+                           bool accumulate) const;
+  void store_weight_gradients(const Direction& from, const WeightGradients& to, int64_t part, int64_t parts) const;
+  template <int kCount>
+  void store_bias(void* to, const C* db, const SegmentOfGates (&segments)[kCount]) const;
 
   C* sum_of(void* result, C* sum) const {
     if constexpr (kWidens) return sum;
     return static_cast<C*>(result);
-  }
-
-  template <int kCount>
-  void transposed_products(int64_t rows, const Matrix<C>& dg, const SegmentOfGates (&gates)[kCount],
-                           Matrix<const C> x, int64_t width, C* to, int64_t part, int64_t parts,
-                           bool accumulate) const {
-    for (const SegmentOfGates& of : gates) {
-      const Segment s = of.of(layer_.hidden_size);
-      const Range own = share(s.length, part, parts);
-      multiply_transposed(Matrix<const C>{dg.data + s.a_first, dg.stride}, x, rows, own.first, own.last, width,
-                          Matrix<C>{to + s.w_first * width, width}, accumulate);
-    }
   }
 
   const Layer& layer_;
@@ -551,3 +332,6 @@ class Backward {
 };
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA
+
+#include "backward_gradients.h"
+#include "backward_recurrence.h"

@@ -179,10 +179,13 @@ void run_dots(Matrix<const Operand<S>> a, const S* const (&w)[kDotWeightRows], i
   if (k < depth) add_products(k, depth - k);
 
   RNN_UNROLL
-  for (int m = 0; m < kRows; ++m)
-    RNN_UNROLL
-    for (int j = 0; j < kDotWeightRows; ++j)
-      if (j < columns) c.row(m)[j] = sum_lanes(Vec<T>(sum[m][j]));
+  for (int m = 0; m < kRows; ++m) {
+    if constexpr (kLanes<T> >= kDotWeightRows) {
+      store(c.row(m), sum_lanes_of_four<T>(sum[m][0], sum[m][1], sum[m][2], sum[m][3]), columns);
+    } else {
+      for (int j = 0; j < columns; ++j) c.row(m)[j] = sum_lanes(Vec<T>(sum[m][j]));
+    }
+  }
 }
 
 template <class S>
@@ -344,7 +347,7 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
     if (!weights.in_place) {
       b += panel * ColumnWeights<S>::panel_size(weights.depth);
     } else if constexpr (sizeof(S) == sizeof(T)) {
-      if (panel + 1 < count) {
+      if (panel + 1 < count || !ColumnWeights<S>::needs_padding(weights.columns)) {
         b = weights.rows + panel * width;
         b_stride = weights.columns;
       }

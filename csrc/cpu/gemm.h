@@ -72,13 +72,15 @@ void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Mat
 template <class S>
 struct ColumnWeights {
   const S* rows;             // (depth, columns), contiguous
-  const Compute<S>* panels;  // all panels packed; when in_place only the last, which needs its padding
+  const Compute<S>* panels;  // all panels packed; when in_place only the last, and only if it needs padding
   int64_t depth, columns;
   bool in_place;
 
   static constexpr int64_t kPanelColumns = kPanelVectors * kLanes<Compute<S>>;
   static int64_t panel_count(int64_t columns) { return divide_up(columns, kPanelColumns); }
   static int64_t panel_size(int64_t depth) { return kPanelColumns * depth; }
+  // The last panel does not end with a whole vector.
+  static bool needs_padding(int64_t columns) { return columns % kLanes<Compute<S>> != 0; }
 };
 
 template <class S>

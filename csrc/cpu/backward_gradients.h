@@ -1,0 +1,136 @@
+// What backward.h takes from the gate gradients dG of a chunk: dx, and sums for the weights and biases.
+#pragma once
+
+#include "backward.h"
+
+namespace rnnkernels::cpu::RNNKERNELS_ISA {
+
+template <class S>
+void add_rounded(S* to, const Compute<S>* from, int64_t width, bool accumulate) {
+  for (int64_t j = 0; j < width; j += kLanes<Compute<S>>) {
+    Vec<Compute<S>> value = load(from + j, width - j);
+    if (accumulate) value = value + load(to + j, width - j);
+    store(to + j, value, width - j);
+  }
+}
+
+// dx = dG W_ih. With two directions whichever comes to a chunk second adds to what the first left.
+template <class Cell>
+void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const {
+  const Chunk own = chunk(d, turn);
+  const int64_t other_turn = chunks_ - 1 - turn;
+  const bool second = layer_.directions == 2 && (other_turn < turn || (other_turn == turn && d == 1));
+  const int64_t count = ColumnWeights<S>::panel_count(layer_.input_size);
+  Range panels{0, count}, rows{0, own.rows};
+  if (count >= parts)
+    panels = share(count, part, parts);
+  else
+    rows = share(own.rows, part, parts);
+  const Direction& direction = directions_[d];
+  const Matrix<const C> dg = constant(direction.dg, rows.first);
+  S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * layer_.input_size;
+  const void* w_ih = arguments_->weights[d].w_ih;
+  if constexpr (!kWidens) {
+    multiply_gradient(direction.w_ih, w_ih, layer_.input_size, Cell::kInputSegments, panels, dg, rows.size(),
+                      Matrix<C>{result, layer_.input_size}, second);
+  } else {
+    C* strip = strips_ + part * capacity_ * kStripColumns;
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      const int64_t column = panel * kStripColumns;
+      const int64_t width = smaller(layer_.input_size - column, kStripColumns);
+      // The product addresses columns of the whole result, so the strip is passed shifted to its place.
+      multiply_gradient(direction.w_ih, w_ih, layer_.input_size, Cell::kInputSegments, {panel, panel + 1}, dg,
+                        rows.size(), Matrix<C>{strip - column, kStripColumns}, false);
+      for (int64_t row = 0; row < rows.size(); ++row)
+        add_rounded(result + row * layer_.input_size + column, strip + row * kStripColumns, width, second);
+    }
+  }
+}
+
+// dW_ih = dG^T x, dW_hh = dG^T h', dW_hr = dr^T h.
+template <class Cell>
+void Backward<Cell>::weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const {
+  const Direction& from = directions_[d];
+  const Chunk own = chunk(d, turn);
+  const WeightGradients& results = arguments_->grad_weights[d];
+  const bool accumulate = turn > 0;
+  int64_t stride;
+  Matrix<const C> x{from.x.data, from.x.stride};
+  if constexpr (!kWidens) {
+    if (reads_input_in_place(&stride)) x = {steps_.row<S>(arguments_->input, own.steps.first, 0), stride};
+  }
+  transposed_products(own.rows, from.dg, Cell::kInputSegments, x, layer_.input_size,
+                      sum_of(results.w_ih, from.dw_ih), part, parts, accumulate);
+  transposed_products(own.rows, from.dg, Cell::kRecurrentSegments, constant(from.h_prev, 0), layer_.state_size,
+                      sum_of(results.w_hh, from.dw_hh), part, parts, accumulate);
+  if (layer_.has_projection) {
+    const Range states = share(layer_.state_size, part, parts);
+    multiply_transposed(constant(from.dr, 0), constant(from.hidden, 0), own.rows, states.first, states.last,
+                        layer_.hidden_size, Matrix<C>{sum_of(results.w_hr, from.dw_hr), layer_.hidden_size},
+                        accumulate);
+  }
+  bias_gradients(d, turn, part, parts);
+}
+
+// db = the sum of dG over rows, on part of the units.
+template <class Cell>
+void Backward<Cell>::bias_gradients(int d, int64_t turn, int64_t part, int64_t parts) const {
+  const Direction& from = directions_[d];
+  const int64_t rows = chunk(d, turn).rows;
+  const Range vectors = share(divide_up(4 * layer_.hidden_size, kLanes<C>), part, parts);
+  for (int64_t v = vectors.first; v < vectors.last; ++v) {
+    // Blocks of rows, then chunks: one running sum over thousands of rows would lose ten times what torch does.
+    constexpr int64_t kBlock = 32;
+    Vec<C> sum(C(0));
+    for (int64_t first = 0; first < rows; first += kBlock) {
+      Vec<C> block(C(0));
+      for (int64_t row = first; row < smaller(first + kBlock, rows); ++row)
+        block = block + Vec<C>::load(from.dg.row(row) + v * kLanes<C>);
+      sum = sum + block;
+    }
+    if (turn > 0) sum = sum + Vec<C>::load(from.db + v * kLanes<C>);
+    sum.store(from.db + v * kLanes<C>);
+  }
+}
+
+template <class Cell>
+template <int kCount>
+void Backward<Cell>::transposed_products(int64_t rows, const Matrix<C>& dg, const SegmentOfGates (&gates)[kCount],
+                                         Matrix<const C> x, int64_t width, C* to, int64_t part, int64_t parts,
+                                         bool accumulate) const {
+  for (const SegmentOfGates& of : gates) {
+    const Segment s = of.of(layer_.hidden_size);
+    const Range own = share(s.length, part, parts);
+    multiply_transposed(Matrix<const C>{dg.data + s.a_first, dg.stride}, x, rows, own.first, own.last, width,
+                        Matrix<C>{to + s.w_first * width, width}, accumulate);
+  }
+}
+
+template <class Cell>
+void Backward<Cell>::store_weight_gradients(const Direction& from, const WeightGradients& to, int64_t part,
+                                            int64_t parts) const {
+  if constexpr (kWidens) {
+    const auto round = [&](void* result, const C* sum, int64_t count) {
+      const Range range = share(count, part, parts);
+      narrow_row(static_cast<S*>(result) + range.first, sum + range.first, range.size());
+    };
+    round(to.w_ih, from.dw_ih, kGates * layer_.hidden_size * layer_.input_size);
+    round(to.w_hh, from.dw_hh, kGates * layer_.hidden_size * layer_.state_size);
+    if (layer_.has_projection) round(to.w_hr, from.dw_hr, layer_.state_size * layer_.hidden_size);
+  }
+  if (layer_.has_biases && part == 0) {
+    store_bias(to.b_ih, from.db, Cell::kInputSegments);
+    store_bias(to.b_hh, from.db, Cell::kRecurrentSegments);
+  }
+}
+
+template <class Cell>
+template <int kCount>
+void Backward<Cell>::store_bias(void* to, const C* db, const SegmentOfGates (&segments)[kCount]) const {
+  for (const SegmentOfGates& gates : segments) {
+    const Segment s = gates.of(layer_.hidden_size);
+    narrow_row(static_cast<S*>(to) + s.w_first, db + s.a_first, s.length);
+  }
+}
+
+}  // namespace rnnkernels::cpu::RNNKERNELS_ISA
