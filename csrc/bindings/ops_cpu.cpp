@@ -6,10 +6,13 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../cpu/kernels.h"
@@ -28,44 +31,64 @@ using rnnkernels::cpu::Weights;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-using Sizes = std::vector<int64_t>;
+// The sizes of a tensor: compared and allocated with in every call, so without memory of their own.
+class Sizes {
+ public:
+  static constexpr int kMost = 5;
+
+  Sizes(std::initializer_list<int64_t> values) {
+    for (const int64_t value : values) push_back(value);
+  }
+  void push_back(int64_t value) { values_[count_++] = value; }
+
+  int64_t operator[](int64_t i) const { return values_[i]; }
+  const int64_t* data() const { return values_; }
+  int64_t count() const { return count_; }
+  bool operator==(torch::headeronly::IntHeaderOnlyArrayRef other) const {
+    return int64_t(other.size()) == count_ && std::equal(other.begin(), other.end(), values_);
+  }
+
+ private:
+  int64_t values_[kMost];
+  int64_t count_ = 0;
+};
 
 // ---- What came in -----------------------------------------------------------------------------------
 
-std::string to_string(const Sizes& sizes) {
+std::string to_string(const int64_t* sizes, size_t count) {
   std::string text = "(";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
+  for (size_t i = 0; i < count; ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
   return text + ")";
 }
 
-Sizes sizes_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return Sizes(sizes.begin(), sizes.end());
+// A dtype as torch's C interface numbers it.
+using DtypeCode = int32_t;
+
+DtypeCode dtype_code(const Tensor& tensor) {
+  DtypeCode code;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
 }
 
 Dtype dtype_of(const Tensor& input) {
-  switch (input.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: STD_TORCH_CHECK(false, "input must be float32, float64, bfloat16 or float16");
-  }
+  const DtypeCode code = dtype_code(input);
+  if (code == aoti_torch_dtype_float32()) return Dtype::kFloat32;
+  if (code == aoti_torch_dtype_float64()) return Dtype::kFloat64;
+  if (code == aoti_torch_dtype_bfloat16()) return Dtype::kBFloat16;
+  STD_TORCH_CHECK(code == aoti_torch_dtype_float16(), "input must be float32, float64, bfloat16 or float16");
+  return Dtype::kFloat16;
 }
 
-ScalarType state_dtype(const Tensor& input) {
-  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-void check_tensor(const char* name, const Tensor& tensor, ScalarType dtype, const Sizes& sizes) {
+void check_tensor(const char* name, const Tensor& tensor, DtypeCode dtype, const Sizes& sizes) {
   STD_TORCH_CHECK(tensor.defined(), name, " is an undefined tensor");
   STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU, like the operator that was called");
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has another dtype than input asks for");
-  const Sizes actual = sizes_of(tensor);
-  STD_TORCH_CHECK(actual == sizes, name, " must have shape ", to_string(sizes), ", got ", to_string(actual));
+  STD_TORCH_CHECK(dtype_code(tensor) == dtype, name, " has another dtype than input asks for");
+  const auto actual = tensor.sizes();
+  STD_TORCH_CHECK(sizes == actual, name, " must have shape ", to_string(sizes.data(), size_t(sizes.count())), ", got ",
+                  to_string(actual.data(), actual.size()));
 }
 
-Tensor checked(const char* name, const Tensor& tensor, ScalarType dtype, const Sizes& sizes) {
+Tensor checked(const char* name, const Tensor& tensor, DtypeCode dtype, const Sizes& sizes) {
   check_tensor(name, tensor, dtype, sizes);
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
@@ -91,8 +114,9 @@ struct Flags {
 // The inputs both passes share, checked, with the tensors kept alive that the pointers point into.
 struct Checked {
   Layer layer{};
-  ScalarType dtype;
-  Tensor input, h0, c0;
+  DtypeCode dtype, state_dtype;
+  Tensor input, h0;
+  std::optional<Tensor> c0;
   std::vector<Tensor> weights;
   Weights views[rnnkernels::cpu::kMostDirections] = {};
   std::optional<Tensor> batch_sizes;
@@ -104,11 +128,14 @@ struct Checked {
   Sizes rows_and(int64_t last) const {
     return input.dim() == 2 ? Sizes{layer.rows, last} : Sizes{layer.steps, layer.batch, last};
   }
-  Sizes saved_sizes(bool gates) const {
-    Sizes sizes = rows_and(0);
-    sizes.pop_back();
-    if (!one_step) sizes.insert(sizes.begin(), layer.directions);
-    if (gates) sizes.push_back(4);
+  Sizes saved_gates() const {
+    Sizes sizes = saved();
+    sizes.push_back(4);
+    sizes.push_back(layer.hidden_size);
+    return sizes;
+  }
+  Sizes saved_cells() const {
+    Sizes sizes = saved();
     sizes.push_back(layer.hidden_size);
     return sizes;
   }
@@ -116,6 +143,10 @@ struct Checked {
   Sizes cell_state() const { return state(layer.hidden_size); }
 
  private:
+  Sizes saved() const {
+    if (one_step) return {layer.rows};
+    return input.dim() == 2 ? Sizes{layer.directions, layer.rows} : Sizes{layer.directions, layer.steps, layer.batch};
+  }
   Sizes state(int64_t width) const {
     return one_step ? Sizes{layer.batch, width} : Sizes{layer.directions, layer.batch, width};
   }
@@ -153,7 +184,8 @@ void check_magnitude(const Layer& layer) {
   STD_TORCH_CHECK(fits, "the sizes of this layer exceed what a 64-bit index can address");
 }
 
-void check_weights(Checked& in, const std::vector<Tensor>& weights, const Flags& flags) {
+void check_weights(Checked& in, const Flags& flags) {
+  std::vector<Tensor>& weights = in.weights;
   const size_t expected = flags.per_direction() * size_t(in.layer.directions);
   STD_TORCH_CHECK(weights.size() == expected, "expected ", expected, " weights (", flags.per_direction(),
                   " per direction), got ", weights.size());
@@ -164,12 +196,13 @@ void check_weights(Checked& in, const std::vector<Tensor>& weights, const Flags&
   layer.hidden_size = gate_rows / flags.gates;
   layer.state_size = flags.has_projection ? weights[1].size(1) : layer.hidden_size;
   check_magnitude(layer);
-  in.weights.reserve(expected);
   for (int d = 0; d < layer.directions; ++d) {
     size_t next = d * flags.per_direction();
     const auto take = [&](const char* name, const Sizes& sizes) {
-      in.weights.push_back(checked(name, weights[next++], in.dtype, sizes));
-      return in.weights.back().const_data_ptr();
+      Tensor& weight = weights[next++];
+      check_tensor(name, weight, in.dtype, sizes);
+      if (!weight.is_contiguous()) weight = torch::stable::contiguous(weight);
+      return weight.const_data_ptr();
     };
     Weights& view = in.views[d];
     view.w_ih = take("w_ih", {gate_rows, layer.input_size});
@@ -183,20 +216,20 @@ void check_weights(Checked& in, const std::vector<Tensor>& weights, const Flags&
 }
 
 Checked check_inputs(const Tensor& input, const std::optional<Tensor>& batch_sizes, const Tensor& h0,
-                     const std::optional<Tensor>& c0, const std::vector<Tensor>& weights, const Flags& flags) {
-  Checked in;
+                     const std::optional<Tensor>& c0, std::vector<Tensor> weights, const Flags& flags) {
   STD_TORCH_CHECK(input.defined() && input.is_cpu(), "input must be on the CPU");
-  in.input = with_adjacent_elements(input);
-  in.dtype = input.scalar_type();
-  in.batch_sizes = batch_sizes;
+  const DtypeCode dtype = dtype_code(input), float64 = aoti_torch_dtype_float64();
+  Checked in{{}, dtype, dtype == float64 ? float64 : aoti_torch_dtype_float32(), with_adjacent_elements(input), h0, c0,
+             std::move(weights), {}, batch_sizes};
   Layer& layer = in.layer;
   layer.dtype = dtype_of(input);
   layer.directions = flags.bidirectional ? 2 : 1;
   layer.has_biases = flags.has_biases;
   layer.has_projection = flags.has_projection;
   in.one_step = input.dim() == 2 && !batch_sizes.has_value();
-  STD_TORCH_CHECK(h0.defined() && h0.dim() == (in.one_step ? 2 : 3), "h0 must be 3-D (directions, batch, state_size), or 2-D ",
-                  "(batch, state_size) with the input (batch, input_size) of one step");
+  STD_TORCH_CHECK(h0.defined() && h0.dim() == (in.one_step ? 2 : 3),
+                  "h0 must be 3-D (directions, batch, state_size), or 2-D (batch, state_size) with the input "
+                  "(batch, input_size) of one step");
   layer.batch = h0.size(in.one_step ? 0 : 1);
   if (batch_sizes.has_value()) {
     check_batch_sizes(in);
@@ -214,7 +247,7 @@ Checked check_inputs(const Tensor& input, const std::optional<Tensor>& batch_siz
   }
   STD_TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
   layer.input_size = input.size(input.dim() - 1);
-  check_weights(in, weights, flags);
+  check_weights(in, flags);
   in.h0 = checked("h0", h0, in.dtype, in.hidden_state());
   if (c0.has_value()) in.c0 = checked("c0", *c0, in.dtype, in.cell_state());
   return in;
@@ -222,8 +255,17 @@ Checked check_inputs(const Tensor& input, const std::optional<Tensor>& batch_siz
 
 // ---- What goes out ----------------------------------------------------------------------------------
 
-Tensor empty(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
+// Straight to the allocator: new_empty by way of the dispatcher takes longer than a small layer's arithmetic.
+Tensor empty(const Sizes& sizes, DtypeCode dtype) {
+  int64_t strides[Sizes::kMost], stride = 1;
+  for (int64_t i = sizes.count() - 1; i >= 0; --i) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(sizes[i], 1);
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.count(), sizes.data(), strides, dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 void run_on_torch_pool(void*, int64_t count, void (*task)(void*, int64_t), void* context) {
@@ -234,35 +276,45 @@ void run_on_torch_pool(void*, int64_t count, void (*task)(void*, int64_t), void*
 
 Parallel torch_pool() { return {int(torch::stable::get_num_threads()), run_on_torch_pool, nullptr}; }
 
-struct Workspace {
-  Tensor memory;
-
-  Workspace(const Tensor& like, int64_t bytes)
-      : memory(empty(like, {bytes + rnnkernels::cpu::kWorkspaceAlignment}, ScalarType::Byte)) {}
-
-  void* data() const {
-    const auto address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
+// Memory for the kernels; that of a small layer is on the stack.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) {
+    if (bytes <= int64_t(sizeof small_)) return;
+    large_ = empty({bytes + rnnkernels::cpu::kWorkspaceAlignment}, aoti_torch_dtype_uint8());
+    const auto address = reinterpret_cast<uintptr_t>(large_->mutable_data_ptr());
     const uintptr_t alignment = rnnkernels::cpu::kWorkspaceAlignment;
-    return reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
+    data_ = reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
   }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  void* data() const { return data_; }
+
+ private:
+  alignas(rnnkernels::cpu::kWorkspaceAlignment) char small_[65536];
+  std::optional<Tensor> large_;
+  void* data_ = small_;
 };
 
 struct ForwardOutputs {
-  Tensor output, h_n, c_n, gates, cells;
+  Tensor output, h_n, gates;
+  std::optional<Tensor> c_n, cells;
 };
 
-ForwardOutputs forward(const CellKernels& cell, const Checked& in, bool has_cells, bool save) {
+ForwardOutputs forward(const CellKernels& cell, const Checked& in, bool save) {
   const Layer& layer = in.layer;
-  ForwardOutputs out;
+  ForwardOutputs out{empty(in.rows_and(layer.directions * layer.state_size), in.dtype),
+                     empty(in.hidden_state(), in.dtype),
+                     empty(save ? in.saved_gates() : Sizes{0}, in.dtype),
+                     std::nullopt,
+                     std::nullopt};
   ForwardArguments arguments{};
   arguments.input = rows_view(in.input);
   arguments.h0 = in.h0.const_data_ptr();
   for (int d = 0; d < layer.directions; ++d) arguments.weights[d] = in.views[d];
-  out.output = empty(in.input, in.rows_and(layer.directions * layer.state_size), in.dtype);
   arguments.output = out.output.mutable_data_ptr();
-  out.h_n = empty(in.input, in.hidden_state(), in.dtype);
   arguments.h_n = out.h_n.mutable_data_ptr();
-  out.gates = empty(in.input, save ? in.saved_sizes(true) : Sizes{0}, in.dtype);
   // An empty result may have no address; saving is asked for by one.
   static char nothing;
   const auto address = [](const Tensor& tensor) {
@@ -270,15 +322,15 @@ ForwardOutputs forward(const CellKernels& cell, const Checked& in, bool has_cell
     return data == nullptr ? static_cast<void*>(&nothing) : data;
   };
   if (save) arguments.gates = address(out.gates);
-  if (has_cells) {
-    arguments.c0 = in.c0.const_data_ptr();
-    out.c_n = empty(in.input, in.cell_state(), in.dtype);
-    arguments.c_n = out.c_n.mutable_data_ptr();
-    out.cells = empty(in.input, save ? in.saved_sizes(false) : Sizes{0}, state_dtype(in.input));
-    if (save) arguments.cells = address(out.cells);
+  if (in.c0.has_value()) {
+    arguments.c0 = in.c0->const_data_ptr();
+    out.c_n = empty(in.cell_state(), in.dtype);
+    arguments.c_n = out.c_n->mutable_data_ptr();
+    out.cells = empty(save ? in.saved_cells() : Sizes{0}, in.state_dtype);
+    if (save) arguments.cells = address(*out.cells);
   }
   const Parallel pool = torch_pool();
-  const Workspace workspace(in.input, cell.forward_workspace(layer, save, pool.threads));
+  const Workspace workspace(cell.forward_workspace(layer, save, pool.threads));
   cell.forward(layer, arguments, workspace.data(), pool);
   return out;
 }
@@ -293,7 +345,8 @@ struct Saved {
 };
 
 struct BackwardOutputs {
-  Tensor input, h0, c0;
+  Tensor input, h0;
+  std::optional<Tensor> c0;
   std::vector<Tensor> weights;
 };
 
@@ -302,7 +355,7 @@ BackwardOutputs backward(const CellKernels& cell, const Checked& in, const Gradi
   const Layer& layer = in.layer;
   BackwardArguments arguments{};
   std::vector<Tensor> alive;
-  const auto pointer = [&](const char* name, const Tensor& tensor, ScalarType dtype, const Sizes& sizes) {
+  const auto pointer = [&](const char* name, const Tensor& tensor, DtypeCode dtype, const Sizes& sizes) {
     alive.push_back(checked(name, tensor, dtype, sizes));
     return alive.back().const_data_ptr();
   };
@@ -318,23 +371,25 @@ BackwardOutputs backward(const CellKernels& cell, const Checked& in, const Gradi
   arguments.h0 = in.h0.const_data_ptr();
   for (int d = 0; d < layer.directions; ++d) arguments.weights[d] = in.views[d];
   arguments.output = pointer("output", saved.output, in.dtype, output_sizes);
-  arguments.gates = pointer("gates", saved.gates, in.dtype, in.saved_sizes(true));
+  arguments.gates = pointer("gates", saved.gates, in.dtype, in.saved_gates());
 
-  BackwardOutputs out;
-  out.input = empty(in.input, needs_input ? in.rows_and(layer.input_size) : Sizes{0}, in.dtype);
+  BackwardOutputs out{empty(needs_input ? in.rows_and(layer.input_size) : Sizes{0}, in.dtype),
+                      empty(in.hidden_state(), in.dtype), std::nullopt, {}};
   if (needs_input && layer.rows > 0) arguments.grad_input = out.input.mutable_data_ptr();
-  out.h0 = empty(in.input, in.hidden_state(), in.dtype);
   arguments.grad_h0 = out.h0.mutable_data_ptr();
-  if (saved.cells.has_value()) {
-    arguments.c0 = in.c0.const_data_ptr();
-    arguments.cells = pointer("cells", *saved.cells, state_dtype(in.input), in.saved_sizes(false));
-    out.c0 = empty(in.input, in.cell_state(), in.dtype);
-    arguments.grad_c0 = out.c0.mutable_data_ptr();
+  if (in.c0.has_value()) {
+    arguments.c0 = in.c0->const_data_ptr();
+    arguments.cells = pointer("cells", *saved.cells, in.state_dtype, in.saved_cells());
+    out.c0 = empty(in.cell_state(), in.dtype);
+    arguments.grad_c0 = out.c0->mutable_data_ptr();
   }
   arguments.needs_weights = needs_weights;
   if (needs_weights) {
     out.weights.reserve(in.weights.size());
-    for (const Tensor& weight : in.weights) out.weights.push_back(empty(weight, sizes_of(weight), in.dtype));
+    for (const Tensor& weight : in.weights) {
+      const auto sizes = weight.sizes();
+      out.weights.push_back(empty(sizes.size() == 1 ? Sizes{sizes[0]} : Sizes{sizes[0], sizes[1]}, in.dtype));
+    }
     auto next = out.weights.begin();
     for (int d = 0; d < layer.directions; ++d) {
       WeightGradients& to = arguments.grad_weights[d];
@@ -349,7 +404,7 @@ BackwardOutputs backward(const CellKernels& cell, const Checked& in, const Gradi
   }
   const Parallel pool = torch_pool();
   const Workspace workspace(
-      in.input, cell.backward_workspace(layer, arguments.grad_input != nullptr, needs_weights, pool.threads));
+      cell.backward_workspace(layer, arguments.grad_input != nullptr, needs_weights, pool.threads));
   cell.backward(layer, arguments, workspace.data(), pool);
   return out;
 }
@@ -360,9 +415,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
     const Tensor& input, std::optional<Tensor> batch_sizes, const Tensor& h0, const Tensor& c0,
     std::vector<Tensor> weights, bool has_biases, bool has_projection, bool bidirectional, bool save_for_backward) {
   const Checked in =
-      check_inputs(input, batch_sizes, h0, c0, weights, {4, has_biases, has_projection, bidirectional});
-  ForwardOutputs out = forward(*rnnkernels::cpu::kernels().lstm, in, true, save_for_backward);
-  return {out.output, out.h_n, out.c_n, out.gates, out.cells};
+      check_inputs(input, batch_sizes, h0, c0, std::move(weights), {4, has_biases, has_projection, bidirectional});
+  ForwardOutputs out = forward(*rnnkernels::cpu::kernels().lstm, in, save_for_backward);
+  return {out.output, out.h_n, *out.c_n, out.gates, *out.cells};
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
@@ -371,17 +426,18 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
     std::vector<Tensor> weights, const Tensor& output, const Tensor& gates, const Tensor& cells, bool has_biases,
     bool has_projection, bool bidirectional, bool needs_input_grad, bool needs_weight_grads) {
   const Checked in =
-      check_inputs(input, batch_sizes, h0, c0, weights, {4, has_biases, has_projection, bidirectional});
+      check_inputs(input, batch_sizes, h0, c0, std::move(weights), {4, has_biases, has_projection, bidirectional});
   BackwardOutputs out = backward(*rnnkernels::cpu::kernels().lstm, in, {grad_output, grad_h_n, grad_c_n},
                                  {output, gates, cells}, needs_input_grad, needs_weight_grads);
-  return {out.input, out.h0, out.c0, out.weights};
+  return {out.input, out.h0, *out.c0, std::move(out.weights)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& input, std::optional<Tensor> batch_sizes,
                                                const Tensor& h0, std::vector<Tensor> weights, bool has_biases,
                                                bool bidirectional, bool save_for_backward) {
-  const Checked in = check_inputs(input, batch_sizes, h0, std::nullopt, weights, {3, has_biases, false, bidirectional});
-  ForwardOutputs out = forward(*rnnkernels::cpu::kernels().gru, in, false, save_for_backward);
+  const Checked in =
+      check_inputs(input, batch_sizes, h0, std::nullopt, std::move(weights), {3, has_biases, false, bidirectional});
+  ForwardOutputs out = forward(*rnnkernels::cpu::kernels().gru, in, save_for_backward);
   return {out.output, out.h_n, out.gates};
 }
 
@@ -389,10 +445,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> gru_backward(
     std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n, const Tensor& input,
     std::optional<Tensor> batch_sizes, const Tensor& h0, std::vector<Tensor> weights, const Tensor& output,
     const Tensor& gates, bool has_biases, bool bidirectional, bool needs_input_grad, bool needs_weight_grads) {
-  const Checked in = check_inputs(input, batch_sizes, h0, std::nullopt, weights, {3, has_biases, false, bidirectional});
+  const Checked in =
+      check_inputs(input, batch_sizes, h0, std::nullopt, std::move(weights), {3, has_biases, false, bidirectional});
   BackwardOutputs out = backward(*rnnkernels::cpu::kernels().gru, in, {grad_output, grad_h_n, std::nullopt},
                                  {output, gates, std::nullopt}, needs_input_grad, needs_weight_grads);
-  return {out.input, out.h0, out.weights};
+  return {out.input, out.h0, std::move(out.weights)};
 }
 
 }  // namespace
