@@ -25,7 +25,7 @@ demo: $(VENV)/.package
 
 # pytest comes last, so that its summary is the last line.
 test: test-cpp
-	$(MAKE) test-python
+	$(MAKE) --no-print-directory test-python
 
 test-cpp: build/release/.passed build/sanitize/.passed
 
