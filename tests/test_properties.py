@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from cases import Case, draw, evaluate, ours
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import DTYPES, assert_same_mathematics, assert_within_budget
 
@@ -14,6 +14,9 @@ SIZES = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 63, 64, 65, 1
 
 
 EITHER = st.booleans()
+
+# conftest.py loads this profile, and torch's own test modules, which other tests here import, load theirs over it.
+searched = settings.get_profile("rnnkernels")
 
 
 @st.composite
@@ -39,11 +42,13 @@ def cases(draw_from, dtypes=DTYPES, packed=EITHER) -> Case:
     )
 
 
+@searched
 @given(case=cases(), seed=st.integers(0, 1000))
 def test_any_case_is_as_exact_as_torch_nn(backend: str, case: Case, seed: int) -> None:
     assert_within_budget(ours, case, seed)
 
 
+@searched
 @given(case=cases(dtypes=[torch.float64], packed=st.just(True)))
 def test_a_packed_batch_is_its_sequences_one_by_one(backend: str, case: Case) -> None:
     problem = draw(case)
@@ -65,6 +70,7 @@ def test_a_packed_batch_is_its_sequences_one_by_one(backend: str, case: Case) ->
             assert_same_mathematics(together[name][:, b : b + 1], results[name])
 
 
+@searched
 @given(case=cases(dtypes=[torch.float64], packed=st.just(False)), cut=st.integers(1, 7))
 def test_a_sequence_in_two_parts_is_the_whole(backend: str, case: Case, cut: int) -> None:
     case = replace(case, bidirectional=False, steps=max(case.steps, 2))
@@ -78,6 +84,7 @@ def test_a_sequence_in_two_parts_is_the_whole(backend: str, case: Case, cut: int
         assert_same_mathematics(end, final)
 
 
+@searched
 @given(case=cases(dtypes=[torch.float64], packed=st.just(False)))
 def test_the_reverse_direction_is_the_forward_one_on_the_reversed_sequence(backend: str, case: Case) -> None:
     case = replace(case, bidirectional=True, num_layers=1)
@@ -89,6 +96,7 @@ def test_the_reverse_direction_is_the_forward_one_on_the_reversed_sequence(backe
     assert_same_mathematics(both[..., case.state_size :], reverse.flip(0))
 
 
+@searched
 @given(case=cases(dtypes=[torch.float64]))
 def test_gradients_are_linear_in_the_output_gradients(backend: str, case: Case) -> None:
     one, two = draw(case, seed=1), draw(case, seed=2)
