@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .layout import N_STATES
+
 DEVICE_TYPES = ("cpu", "cuda")
 
 T = TypeVar("T", bound=Callable)
@@ -38,11 +40,11 @@ def dispatch_key(device_type: str) -> str:
     return f"Autocast{device_type.upper()}"
 
 
-def rule(op: torch._ops.OpOverload, device_type: str) -> Callable:
-    """The autocast kernel of an operator. Forward: cast every floating tensor, then call it with autocast off. Backward: only
-    turn autocast off, since what forward kept has the dtypes it computed in."""
-    cell, _, direction = op._schema.name.rpartition(":")[2].removeprefix("reference_").partition("_")
-    n_states = 2 if cell == "lstm" else 1
+def rule(op: torch._ops.OpOverload, name: str, device_type: str) -> Callable:
+    """The autocast kernel of the operator ``name`` (such as "lstm_forward") of a family. Forward: cast every floating tensor,
+    then call it with autocast off. Backward: only turn autocast off, since what forward kept has the dtypes it computed in."""
+    cell, direction = name.split("_")
+    n_states = N_STATES[cell]
 
     def kernel(*args):
         if direction == "forward":

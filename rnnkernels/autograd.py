@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import derivatives, ops  # noqa: F401  (ops registers the operators these call)
 from .calling import apply, call_below_autograd
-from .layout import operator
+from .layout import N_STATES, operator
 
 
 class LSTMFunction(torch.autograd.Function):
@@ -168,7 +168,7 @@ class BackwardFunction(torch.autograd.Function):
         batch_sizes: Tensor | None,
         *operands: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        n = derivatives.N_STATES[cell]
+        n = N_STATES[cell]
         grads, (input, *rest) = operands[: n + 1], operands[n + 1 :]
         layer = derivatives.Saved(input, batch_sizes, rest[:n], rest[2 * n + 1 :], rest[n : 2 * n + 1], flags)
         arguments = layer.backward_arguments(grads, needs_input, needs_weights)
@@ -178,7 +178,7 @@ class BackwardFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.cell, _, ctx.flags, _, _, batch_sizes, *operands = inputs
-        n = derivatives.N_STATES[ctx.cell]
+        n = N_STATES[ctx.cell]
         weights = operands[3 * n + 3 :]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(batch_sizes, *operands[: 2 * n + 2], *weights)
@@ -187,7 +187,7 @@ class BackwardFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *second_grads: Tensor | None):
         batch_sizes, *operands = ctx.saved_tensors
-        n = derivatives.N_STATES[ctx.cell]
+        n = N_STATES[ctx.cell]
         missing = (None,) * (1 + n + ctx.n_weights - len(second_grads))
         result = derivatives.second_order(ctx.cell, batch_sizes, operands, ctx.flags, (*second_grads, *missing))
         kept = (None,) * (n + 1)  # output and saved are functions of the inputs, and accounted for there

@@ -13,8 +13,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_LISTS = ("weights", "grad_weights")
-
 
 def rule(op: torch._ops.OpOverload) -> Callable:
     """The vmap rule of one layer operator, for :func:`torch.library.register_vmap`."""
@@ -73,7 +71,7 @@ def _one_by_one(op: torch._ops.OpOverload, copies: int, arguments: dict, dims: d
     for copy in range(copies):
         own = {
             name: [_select(v, d, copy) for v, d in zip(value, dims[name], strict=True)]
-            if name in _LISTS
+            if name == "weights"
             else _select(value, dims[name], copy)
             for name, value in arguments.items()
         }

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from . import autocast
 from .backends import reference
+from .layout import N_STATES
 
-N_STATES = {"lstm": 2, "gru": 1}
-_REFERENCE = {
+#: The forward equations, differentiable to any order and in forward mode.
+REFERENCE = {
     "lstm": autocast.disabled_within(reference.lstm_forward),
     "gru": autocast.disabled_within(reference.gru_forward),
 }
@@ -145,7 +146,7 @@ def second_order(
 
     def outputs(*primals: Tensor) -> tuple[Tensor, ...]:
         input, states, weights = primals[0], primals[1:n_grads], primals[n_grads:]
-        return _REFERENCE[cell](input, batch_sizes, *states, weights, *flags, False)[:n_grads]
+        return REFERENCE[cell](input, batch_sizes, *states, weights, *flags, False)[:n_grads]
 
     given = [i for i in range(n_grads) if operands[i] is not None]
 

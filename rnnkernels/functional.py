@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import autocast, autograd
-from .backends import Backend, Request, aten, choose, reference
+from . import autocast, autograd, derivatives
+from .backends import Backend, Request, aten, choose
 from .calling import apply, call_below_autograd
 from .checks import check_cell, check_input, check_states
 from .layout import GRU_GATES, LSTM_GATES, operator, weights_per_direction
@@ -23,7 +23,6 @@ from .layout import GRU_GATES, LSTM_GATES, operator, weights_per_direction
 _GATES = {"lstm": LSTM_GATES, "gru": GRU_GATES}
 _LAYER_FUNCTIONS = {"lstm": autograd.LSTMFunction, "gru": autograd.GRUFunction}
 _CELL_FUNCTIONS = {"lstm": autograd.LSTMCellFunction, "gru": autograd.GRUCellFunction}
-_REFERENCE = {"lstm": reference.lstm_forward, "gru": reference.gru_forward}
 
 
 def lstm(
@@ -223,7 +222,7 @@ def _layer(
     """One layer on an operator backend -> output and the final states."""
     n_results = 1 + len(states)
     if tracing.forward_ad:
-        return _REFERENCE[cell](input, batch_sizes, *states, weights, *flags, False)[:n_results]
+        return derivatives.REFERENCE[cell](input, batch_sizes, *states, weights, *flags, False)[:n_results]
     if tracing.transformed or _needs_grad(input, *states, *weights):
         arguments = (backend.family, *flags, batch_sizes, input, *states, *weights)
         return apply(_LAYER_FUNCTIONS[cell], *arguments)[:n_results]
@@ -254,7 +253,7 @@ def _cell(
         n_states = len(states)
         flags = (len(present) == 4, False, False) if cell == "lstm" else (len(present) == 4, False)
         if tracing.forward_ad:
-            return _REFERENCE[cell](input, None, *states, present, *flags, False)[1 : 1 + n_states]
+            return derivatives.REFERENCE[cell](input, None, *states, present, *flags, False)[1 : 1 + n_states]
         if tracing.transformed or _needs_grad(input, *states, *present):
             return apply(_CELL_FUNCTIONS[cell], backend.family, input, *states, *present)[:n_states]
         op = operator(backend.family, f"{cell}_forward")

@@ -15,6 +15,9 @@ from torch import Tensor
 LSTM_GATES = 4
 GRU_GATES = 3
 
+#: How many states a cell carries from step to step: LSTM h and c, GRU h.
+N_STATES = {"lstm": 2, "gru": 1}
+
 #: What a step saves per hidden unit: LSTM i, f, g, o; GRU r, z, n and q, the hidden half of the candidate.
 SAVED_GATES = 4
 

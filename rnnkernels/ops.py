@@ -188,7 +188,7 @@ def _register() -> None:
                 _library.impl(family + name, implementation, "CompositeExplicitAutograd")
             op = operator(family, name)
             for device_type in autocast.DEVICE_TYPES:
-                _library.impl(family + name, autocast.rule(op, device_type), autocast.dispatch_key(device_type))
+                _library.impl(family + name, autocast.rule(op, name, device_type), autocast.dispatch_key(device_type))
             torch.library.register_vmap(qualified, batching.rule(op), lib=_library)
         for cell in ("lstm", "gru"):
             forward, backward = operator(family, f"{cell}_forward"), operator(family, f"{cell}_backward")
