@@ -1,0 +1,361 @@
+// The forward recurrence of a whole sequence in one launch: W_hh stays in registers and shared memory, the state of a
+// slice of the batch goes round through shared memory, once per step. One direction of one slice per CTA or group of
+// CTAs: block_x is slice * ctas + rank, block_y the direction.
+//
+// A step of a warp: wait for h; multiply its weights with it; add the projected input, fetched a step ahead; the cell;
+// send the new h of its units to everybody. Equations: backends/reference.py.
+#pragma once
+
+#include "exchange.h"
+#include "layout.h"
+
+namespace rnnkernels::cuda {
+
+// What lies in shared memory. Sizes in comments: W windows, U units of the CTA.
+template <class Cell, class Product, class Tile>
+struct ForwardShared {
+  using Operand = typename Product::Operand;
+  using Own = Ownership<Cell, Tile>;
+  using Weights = ResidentWeights<Cell::kGates * Own::kGroups / 2, Tile::kForwardWindows>;
+
+  static constexpr int kStagedRows = Tile::kRows / Tile::kSplits;  // of a warp
+
+  device::Mbarrier* arrived;  // (2)
+  Alternating<unsigned char> h;  // (rows, stride bytes): h of all units, as the product's operand
+  Operand* staging;           // (warps, 2, staged rows, units of a warp): the warp's new h
+  float* partial;             // (warps, 2, tiles, column tiles, 2, 32): sums for the warp that shares the units
+  Vector16* weights;          // (warps, ...): see ResidentWeights
+  int64_t bytes;
+
+  RNN_HOST_DEVICE ForwardShared(unsigned char* base, const Partition& partition) : ForwardShared(Carver(base), partition) {}
+
+ private:
+  RNN_HOST_DEVICE ForwardShared(Carver carver, const Partition& partition)
+      : arrived(carver.take<device::Mbarrier>(2)), h(carver, Tile::kRows * operand_stride(all_windows(partition))) {
+    const int warps = Own::warps(partition.units);
+    staging = carver.template take<Operand>(warps * 2 * kStagedRows * Own::kUnits);
+    partial = carver.template take<float>(Tile::kSplits == 1 ? 0 : warps * kPartial * 2);
+    weights = carver.template take<Vector16>(warps * Weights::shared_count(1, most_windows(partition)));
+    bytes = carver.used();
+  }
+
+ public:
+  static constexpr int kPartial = Cell::kGates * Own::kGroups / 2 * Tile::kColumnTiles * 2 * kLanes;
+
+  RNN_HOST_DEVICE static int all_windows(const Partition& partition) {
+    return ceil_divide(partition.ctas * partition.units, kWindow<Product>);
+  }
+  // Of a warp.
+  RNN_HOST_DEVICE static int most_windows(const Partition& partition) { return ceil_divide(all_windows(partition), Tile::kSplits); }
+
+  // Vectors of packed weights of a direction.
+  RNN_HOST_DEVICE static int64_t packed_count(const Partition& partition) {
+    return int64_t(partition.ctas) * Own::warps(partition.units) * most_windows(partition) * (Cell::kGates * Own::kGroups) * kLanes;
+  }
+};
+
+// One vector of packed weights per thread: the rows of a warp's blocks are the gates of its first unit group, then those of
+// the next; the windows of a warp that shares its units alternate with the other's.
+template <class Cell, class Product, class Tile>
+RNN_DEVICE void pack_forward(const PackArguments& p) {
+  using S = typename Product::Storage;
+  using Own = Ownership<Cell, Tile>;
+  using Shared = ForwardShared<Cell, Product, Tile>;
+  const int64_t i = int64_t(device::block_x()) * device::threads() + device::thread();
+  if (i >= Shared::packed_count(p.partition)) return;
+  const int h = p.hidden, direction = device::block_y();
+  const PackedPlace place(i, Own::warps(p.partition.units), 1, Shared::most_windows(p.partition), Cell::kGates * Own::kGroups / 2);
+  const int index = 2 * place.tile + place.block, group = index / Cell::kGates, gate = index % Cell::kGates;
+  const int split = place.warp % Tile::kSplits, block = place.warp / Tile::kSplits;
+  const int unit = place.rank * p.partition.units + block * Own::kUnits + group * kBlockRows + place.lane / 4;
+  const int first = (place.window * Tile::kSplits + split) * kWindow<Product> + place.lane % 4 * kLaneShare<Product>;
+  const S* row = static_cast<const S*>(p.w_hh[direction]) + int64_t(gate * h + unit) * h;
+  static_cast<Vector16*>(p.packed[direction])[i] = gather<Product>([&](int k) {
+    return unit < h && first + k < h ? Product::weight(device::load_constant(row + first + k)) : Product::operand(0.0f);
+  });
+}
+
+template <class Cell, class Product, class Tile, class Exchange>
+class ForwardPass {
+ public:
+  using S = typename Product::Storage;
+  using Operand = typename Product::Operand;
+  using Shared = ForwardShared<Cell, Product, Tile>;
+  using Own = Ownership<Cell, Tile>;
+
+  RNN_DEVICE explicit ForwardPass(const ForwardArguments& arguments)
+      : p_(arguments),
+        shared_(device::shared_memory(), arguments.partition),
+        exchange_(arguments.partition, shared_.arrived),
+        direction_(device::block_y()),
+        first_row_(device::block_x() / arguments.partition.ctas * Tile::kRows),
+        first_unit_(exchange_.rank() * arguments.partition.units),
+        windows_(Shared::all_windows(arguments.partition)),
+        stride_(operand_stride(windows_)),
+        steps_(arguments.sequence, first_row_, direction_ == 1) {}
+
+  RNN_DEVICE void run() {
+    load_weights();
+    load_biases();
+    load_states();
+    exchange_.start();
+    const int64_t length = steps_.length();
+    const int bytes = p_.partition.ctas * p_.partition.units * Tile::kRows * int(sizeof(Operand));
+    if (length > 0) fetch(0);
+    RNN_NO_UNROLL
+    for (int64_t k = 0; k < length; ++k) {
+      const bool last = k + 1 == length;
+      if (k + 2 < length) prefetch(k + 2);
+      if (k > 0) exchange_.wait(k);
+      if (!last) exchange_.expect(k + 1, bytes);
+      float sum[kMatrixTiles][kTiles][4] = {};
+      multiply(k, sum);
+      step(k, sum);
+      if (last) break;
+      send(k);
+      fetch(k + 1);
+    }
+    store_final_states();
+    exchange_.finish();
+  }
+
+ private:
+  static constexpr int kGroups = Own::kGroups, kTiles = Tile::kColumnTiles, kColumns = Own::kColumns, kGates = Cell::kGates;
+  static constexpr int kMatrixTiles = kGates * kGroups / 2;
+
+  // ---- Where things are in global memory; d the direction, n the batch row, r the row of all steps' ------------------
+
+  RNN_DEVICE int hidden() const { return p_.sequence.hidden; }
+  RNN_DEVICE int unit(int group) const { return first_unit_ + own_.unit(group); }
+  RNN_DEVICE int64_t state_index(int tile, int column, int group) const {
+    return (direction_ * p_.sequence.batch + first_row_ + own_.row(tile, column)) * hidden() + unit(group);
+  }
+  RNN_DEVICE bool exists(int tile, int column, int group) const {
+    return first_row_ + own_.row(tile, column) < p_.sequence.batch && unit(group) < hidden();
+  }
+
+  // ---- Before the first step -----------------------------------------------------------------------------------------
+
+  RNN_DEVICE void load_weights() {
+    const int most = Shared::most_windows(p_.partition), warps = Own::warps(p_.partition.units);
+    const int own = (windows_ - own_.split + Tile::kSplits - 1) / Tile::kSplits;
+    const auto* packed = static_cast<const Vector16*>(p_.packed[direction_]) +
+                         int64_t(exchange_.rank() * warps + own_.warp) * most * kMatrixTiles * 2 * kLanes;
+    weights_.shared = shared_.weights + own_.warp * Shared::Weights::shared_count(1, most);
+    weights_.load(packed, 1, most, own, own_.lane);
+  }
+
+  RNN_DEVICE void load_biases() {
+    const S* ih = static_cast<const S*>(p_.b_ih[direction_]);
+    const S* hh = static_cast<const S*>(p_.b_hh[direction_]);
+    RNN_UNROLL
+    for (int group = 0; group < kGroups; ++group) {
+      const int u = unit(group);
+      const auto load = [&](const S* bias) {
+        return [=](int gate) {
+          return bias != nullptr && u < hidden() ? device::to_float(device::load_constant(bias + gate * hidden() + u)) : 0.0f;
+        };
+      };
+      Cell::biases(load(ih), load(hh), bias_[group]);
+    }
+  }
+
+  // Own states to registers; everybody's h0 to the first buffer; zeros where both buffers have no unit.
+  RNN_DEVICE void load_states() {
+    const S* h0 = static_cast<const S*>(p_.h0);
+    const S* c0 = static_cast<const S*>(p_.c0);
+    RNN_UNROLL
+    for (int group = 0; group < kGroups; ++group) {
+      RNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        RNN_UNROLL
+        for (int column = 0; column < kColumns; ++column) {
+          State& state = state_[group][tile][column];
+          state = State{0.0f, 0.0f};
+          if (!exists(tile, column, group)) continue;
+          const int64_t index = state_index(tile, column, group);
+          state.h = device::to_float(device::load_constant(h0 + index));
+          if constexpr (Cell::kHasCellState) state.c = device::to_float(device::load_constant(c0 + index));
+        }
+      }
+    }
+    const int width = windows_ * kWindow<Product>;
+    RNN_NO_UNROLL
+    for (int i = device::thread(); i < Tile::kRows * width; i += device::threads()) {
+      const int row = i / width, u = i % width;
+      const int64_t n = first_row_ + row;
+      const bool inside = n < p_.sequence.batch && u < hidden();
+      const float value = inside ? device::to_float(device::load_constant(h0 + (direction_ * p_.sequence.batch + n) * hidden() + u)) : 0.0f;
+      operand_row(0, row)[u] = Product::operand(value);
+      if (u >= p_.partition.ctas * p_.partition.units) operand_row(1, row)[u] = Product::operand(0.0f);
+    }
+  }
+
+  RNN_DEVICE Operand* operand_row(int64_t k, int row) const {
+    return reinterpret_cast<Operand*>(shared_.h[k] + row * stride_);
+  }
+
+  // ---- A step --------------------------------------------------------------------------------------------------------
+
+  // Asks for the projected input of step k; what is not there is zero. It is used after the next product, which is time
+  // enough for the L2 cache to answer, where prefetch() had it brought two steps ahead.
+  RNN_DEVICE void fetch(int64_t k) {
+    rows_ = steps_.rows(k);
+    each_input(rows_, [&](int group, int tile, int column, int gate, const S* x) {
+      fetched_[group][tile][column][gate] = x != nullptr ? device::load_constant(x) : S{};
+    });
+  }
+
+  RNN_DEVICE void prefetch(int64_t k) const {
+    each_input(steps_.rows(k), [&](int, int, int, int, const S* x) {
+      if (x != nullptr) device::prefetch(x);
+    });
+  }
+
+  template <class Use>
+  RNN_DEVICE void each_input(StepRows rows, const Use& use) const {
+    const S* first = static_cast<const S*>(p_.projected[direction_]) + rows.first * kGates * hidden();
+    RNN_UNROLL
+    for (int group = 0; group < kGroups; ++group) {
+      RNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        RNN_UNROLL
+        for (int column = 0; column < kColumns; ++column) {
+          const int u = unit(group);
+          const bool inside = own_.row(tile, column) < rows.active && u < hidden();
+          RNN_UNROLL
+          for (int gate = 0; gate < kGates; ++gate)
+            use(group, tile, column, gate, inside ? own_.at(first + gate * hidden(), kGates * hidden(), tile, column, u) : nullptr);
+        }
+      }
+    }
+  }
+
+  // W_hh h of the warp's blocks; afterwards the lane has whole sums for its own columns.
+  RNN_DEVICE void multiply(int64_t k, float (&sum)[kMatrixTiles][kTiles][4]) {
+    const unsigned char* operand = shared_.h[k] + own_.g * stride_ + own_.split * kWindowBytes + own_.t * 16;
+    weights_.template multiply<Product>(0, operand, stride_, Tile::kSplits * kWindowBytes, own_.lane, sum);
+    if constexpr (Tile::kSplits == 2) {
+      // The other warp of the block gets its columns' sums over our half of K, we get ours over its half. Two buffers:
+      // nobody writes one again before the other has passed the next step's barrier.
+      float* mine = shared_.partial + (own_.warp * 2 + k % 2) * Shared::kPartial + own_.lane;
+      const float* other = shared_.partial + ((own_.warp ^ 1) * 2 + k % 2) * Shared::kPartial + own_.lane;
+      RNN_UNROLL
+      for (int i = 0; i < kMatrixTiles * kTiles * 2; ++i)
+        mine[i * kLanes] = own_.split == 0 ? pair(sum, i)[1] : pair(sum, i)[0];
+      device::named_barrier(1 + own_.block, 2 * kLanes);
+      RNN_UNROLL
+      for (int i = 0; i < kMatrixTiles * kTiles * 2; ++i) {
+        const float theirs = other[i * kLanes];
+        // In the order of K's halves, whoever adds.
+        pair(sum, i)[0] = own_.split == 0 ? pair(sum, i)[0] + theirs : theirs + pair(sum, i)[1];
+      }
+    }
+  }
+
+  // The i-th pair of sums that differ in the column only.
+  RNN_DEVICE static float* pair(float (&sum)[kMatrixTiles][kTiles][4], int i) { return &sum[i / 2 / kTiles][i / 2 % kTiles][i % 2 * 2]; }
+
+  RNN_DEVICE void step(int64_t k, const float (&sum)[kMatrixTiles][kTiles][4]) {
+    Operand* staged = staging(k);
+    RNN_UNROLL
+    for (int group = 0; group < kGroups; ++group) {
+      RNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        RNN_UNROLL
+        for (int column = 0; column < kColumns; ++column) {
+          State& state = state_[group][tile][column];
+          const int u = unit(group);
+          if (own_.row(tile, column) < rows_.active && u < hidden()) {
+            float x[kGates], products[kGates], saved[kSavedGates];
+            RNN_UNROLL
+            for (int gate = 0; gate < kGates; ++gate) {
+              const int block = group * kGates + gate;
+              x[gate] = device::to_float(fetched_[group][tile][column][gate]);
+              products[gate] = sum[block / 2][tile][block % 2 * 2 + column];
+            }
+            Cell::forward(x, products, bias_[group], state, saved);
+            store(tile, column, u, saved, state);
+          }
+          // Of sequences that are not active the state stays as it is: they may become so.
+          staged[staged_row(tile, column) * Own::kUnits + group * 8 + own_.g] = Product::operand(state.h);
+        }
+      }
+    }
+  }
+
+  RNN_DEVICE void store(int tile, int column, int u, const float (&saved)[kSavedGates], const State& state) const {
+    const int h = hidden(), directions = p_.sequence.directions;
+    S* output = static_cast<S*>(p_.output) + (rows_.first * directions + direction_) * h;
+    device::store_streaming(own_.at(output, directions * h, tile, column, u), device::round_to<S>(state.h));
+    if (p_.gates == nullptr) return;
+    const int64_t first = direction_ * p_.sequence.rows + rows_.first;
+    S* gates = static_cast<S*>(p_.gates) + first * kSavedGates * h;
+    RNN_UNROLL
+    for (int gate = 0; gate < kSavedGates; ++gate)
+      device::store_streaming(own_.at(gates + gate * h, kSavedGates * h, tile, column, u), device::round_to<S>(saved[gate]));
+    if constexpr (Cell::kHasCellState) device::store_streaming(own_.at(p_.cells + first * h, h, tile, column, u), state.c);
+  }
+
+  // ---- The new h to everybody ----------------------------------------------------------------------------------------
+
+  RNN_DEVICE Operand* staging(int64_t k) const {
+    return shared_.staging + (own_.warp * 2 + k % 2) * Shared::kStagedRows * Own::kUnits;
+  }
+  // A warp that shares its units has every other row of the slice.
+  RNN_DEVICE int staged_row(int tile, int column) const { return own_.row(tile, column) / Tile::kSplits; }
+
+  // Through the warp's staging rows, so that 16 bytes go at a time. Two of them alternate: when a lane passes the next
+  // step's barrier, all lanes have read this step's.
+  RNN_DEVICE void send(int64_t k) {
+    constexpr int kRowBytes = Own::kUnits * int(sizeof(Operand)), kChunks = Shared::kStagedRows * kRowBytes / 16;
+    const auto* staged = reinterpret_cast<const unsigned char*>(staging(k));
+    device::warp_barrier();
+    RNN_NO_UNROLL
+    for (int i = own_.lane; i < kChunks * exchange_.copies(); i += kLanes) {
+      const int chunk = i % kChunks, row = chunk / (kRowBytes / 16) * Tile::kSplits + own_.split;
+      const int first = first_unit_ + own_.block * Own::kUnits;
+      unsigned char* destination =
+          shared_.h[k + 1] + row * stride_ + first * int(sizeof(Operand)) + chunk % (kRowBytes / 16) * 16;
+      exchange_.send(k + 1, i / kChunks, destination, device::load16(staged + chunk * 16));
+    }
+  }
+
+  RNN_DEVICE void store_final_states() const {
+    S* h_n = static_cast<S*>(p_.h_n);
+    S* c_n = static_cast<S*>(p_.c_n);
+    RNN_UNROLL
+    for (int group = 0; group < kGroups; ++group) {
+      RNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        RNN_UNROLL
+        for (int column = 0; column < kColumns; ++column) {
+          if (!exists(tile, column, group)) continue;
+          const int64_t index = state_index(tile, column, group);
+          h_n[index] = device::round_to<S>(state_[group][tile][column].h);
+          if constexpr (Cell::kHasCellState) c_n[index] = device::round_to<S>(state_[group][tile][column].c);
+        }
+      }
+    }
+  }
+
+  const ForwardArguments& p_;
+  const Own own_;
+  const Shared shared_;
+  const Exchange exchange_;
+  const int direction_, first_row_, first_unit_, windows_, stride_;
+  const Steps steps_;
+
+  typename Shared::Weights weights_;
+  float bias_[kGroups][kSavedGates];
+  State state_[kGroups][kTiles][kColumns];
+  StepRows rows_;                                  // of the step at hand, or to come
+  S fetched_[kGroups][kTiles][kColumns][kGates];  // its projected input
+};
+
+template <class Cell, class Product, class Tile, class Exchange>
+RNN_DEVICE void forward(const ForwardArguments& arguments) {
+  ForwardPass<Cell, Product, Tile, Exchange>(arguments).run();
+}
+
+}  // namespace rnnkernels::cuda

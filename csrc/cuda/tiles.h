@@ -1,0 +1,37 @@
+// The tiles that are compiled, by cell and product. The registers of a thread decide: with 8 warps it may have 255, and W_hh
+// takes 8 of them per window and tile of 16 rows, forward 8 * windows * gates * groups / 2, backward 8 * windows * tiles.
+#pragma once
+
+#include "schedules/layout.h"
+
+namespace rnnkernels::cuda {
+
+template <class Cell, class Product>
+struct Tiles;
+
+// Registers in which 3xtf32 splits its operands, in windows of weights.
+template <class Product>
+inline constexpr int kSplitting = 0;
+template <>
+inline constexpr int kSplitting<Tf32x3Product> = 1;
+
+//                 column tiles, unit groups, splits, forward windows, backward tiles, backward windows
+template <class Product>
+struct Tiles<Lstm, Product> {
+  static constexpr int s = kSplitting<Product>;
+  using Narrow = Tile<1, 1, 1, 8 - s, 2, 7 - s>;  // 8 sequences, up to 64 units per CTA
+  using Broad = Tile<1, 2, 1, 3 - s, 2, 5>;       // 8 sequences, up to 128
+  using Tall = Tile<2, 1, 1, 8 - 2 * s, 2, 6 - 2 * s>;  // 16 sequences, up to 64
+  using Deep = Tile<1, 1, 2, 8, 4, 3>;            // 8 sequences, up to 32 units, each by two warps: for long rows of W_hh
+};
+
+template <class Product>
+struct Tiles<Gru, Product> {
+  static constexpr int s = kSplitting<Product>;
+  using Narrow = Tile<1, 2, 1, 4 - s, 2, 6 - s>;  // up to 128
+  using Broad = Narrow;
+  using Tall = Tile<2, 2, 1, 3 - s, 2, 4 - s>;
+  using Deep = Tile<1, 2, 2, 4, 4, 2>;  // up to 64
+};
+
+}  // namespace rnnkernels::cuda

@@ -1,0 +1,311 @@
+// A layer run through a schedule's kernels under emulation, and compared with recurrence.h.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/schedules/backward.h"
+#include "../../csrc/cuda/schedules/forward.h"
+#include "../cpp/harness.h"
+#include "recurrence.h"
+
+namespace emulated {
+
+namespace cuda = rnnkernels::cuda;
+namespace device = rnnkernels::cuda::device;
+using recurrence::Problem;
+using recurrence::Results;
+using recurrence::Values;
+
+// ---- Numbers -------------------------------------------------------------------------------------------------------
+
+// precision: unit roundoff of tensors, and of what is multiplied.
+template <class Product>
+struct Precision;
+template <>
+struct Precision<cuda::BFloat16Product> {
+  static constexpr const char* name = "bfloat16";
+  static constexpr double storage = 0x1p-9;
+  static double operand(double x) { return device::to_float(device::round_to<cuda::BFloat16>(float(x))); }
+};
+template <>
+struct Precision<cuda::Float16Product> {
+  static constexpr const char* name = "float16";
+  static constexpr double storage = 0x1p-12;
+  static double operand(double x) { return device::to_float(device::round_to<cuda::Float16>(float(x))); }
+};
+template <>
+struct Precision<cuda::Tf32Product> {
+  static constexpr const char* name = "tf32";
+  static constexpr double storage = 0x1p-24;
+  static double operand(double x) { return device::round_to_tf32(float(x)); }
+};
+template <>
+struct Precision<cuda::Tf32x3Product> {
+  static constexpr const char* name = "3xtf32";
+  static constexpr double storage = 0x1p-24;
+  static double operand(double x) { return x; }
+};
+
+template <class S>
+double rounded(double x) {
+  return device::to_float(device::round_to<S>(float(x)));
+}
+
+template <class S>
+std::vector<S> tensor(const Values& values) {
+  std::vector<S> result;
+  for (const double x : values) result.push_back(device::round_to<S>(float(x)));
+  return result;
+}
+
+template <class S>
+std::vector<S> poisoned(size_t count) {
+  std::vector<S> result(count);
+  if (count > 0) std::memset(static_cast<void*>(result.data()), 0xff, count * sizeof(S));  // NaN in every type
+  return result;
+}
+
+template <class S>
+Values values(const std::vector<S>& from) {
+  Values result;
+  for (const S x : from) result.push_back(device::to_float(x));
+  return result;
+}
+
+// ---- Problems ------------------------------------------------------------------------------------------------------
+
+struct Shape {
+  int hidden, directions;
+  int64_t steps, batch;
+  bool packed;
+  int ctas;  // that share the units
+  bool biases = true, gradients_of_states = true, save = true;
+};
+
+template <class S>
+Problem problem(bool lstm, const Shape& shape, uint64_t seed) {
+  harness::Random random(seed);
+  const auto uniform = [&](int64_t count, double scale) {
+    Values result(static_cast<size_t>(count));
+    for (double& x : result) x = rounded<S>(random.uniform(-scale, scale));
+    return result;
+  };
+  Problem p{};
+  p.lstm = lstm;
+  p.steps = shape.steps;
+  p.batch = shape.batch;
+  p.hidden = shape.hidden;
+  p.directions = shape.directions;
+  if (shape.packed) {
+    int64_t active = shape.batch;
+    for (int64_t t = 0; t < shape.steps; ++t) {
+      p.batch_sizes.push_back(active);
+      active = random.integer(std::max<int64_t>(1, active - 3), active);
+    }
+  }
+  const int64_t h = shape.hidden, gates = p.gates(), states = shape.directions * shape.batch * h;
+  for (int d = 0; d < shape.directions; ++d) {
+    p.projected[d] = uniform(p.rows() * gates * h, 2.0);
+    p.w_hh[d] = uniform(gates * h * h, 2.0 / std::sqrt(double(h)));
+    if (shape.biases) {
+      p.b_ih[d] = uniform(gates * h, 0.5);
+      p.b_hh[d] = uniform(gates * h, 0.5);
+    }
+  }
+  p.h0 = uniform(states, 1.0);
+  p.c0 = uniform(states, 1.0);
+  p.grad_output = uniform(p.rows() * shape.directions * h, 1.0);
+  const double scale = shape.gradients_of_states ? 1.0 : 0.0;
+  p.grad_h_n = uniform(states, scale);
+  p.grad_c_n = uniform(states, scale);
+  return p;
+}
+
+// ---- Running -------------------------------------------------------------------------------------------------------
+
+// The tensors of one layer, results poisoned.
+template <class Product>
+struct Tensors {
+  using S = typename Product::Storage;
+
+  std::vector<S> projected[2], w_hh[2], b_ih[2], b_hh[2], h0, c0, grad_output, grad_h_n, grad_c_n;
+  std::vector<S> output, h_n, c_n, gates, grad_gates, grad_q, grad_h0, grad_c0;
+  std::vector<float> cells, grad_bias;
+  std::vector<int64_t> offsets;
+
+  Tensors(const Problem& p, int64_t slices) {
+    const size_t rows = size_t(p.rows()), h = size_t(p.hidden), directions = size_t(p.directions);
+    for (int d = 0; d < p.directions; ++d) {
+      projected[d] = tensor<S>(p.projected[d]);
+      w_hh[d] = tensor<S>(p.w_hh[d]);
+      b_ih[d] = tensor<S>(p.b_ih[d]);
+      b_hh[d] = tensor<S>(p.b_hh[d]);
+    }
+    h0 = tensor<S>(p.h0);
+    c0 = tensor<S>(p.c0);
+    grad_output = tensor<S>(p.grad_output);
+    grad_h_n = tensor<S>(p.grad_h_n);
+    grad_c_n = tensor<S>(p.grad_c_n);
+    output = poisoned<S>(rows * directions * h);
+    h_n = poisoned<S>(h0.size());
+    c_n = poisoned<S>(p.lstm ? h0.size() : 0);
+    gates = poisoned<S>(directions * rows * 4 * h);
+    cells = poisoned<float>(p.lstm ? directions * rows * h : 0);
+    grad_gates = poisoned<S>(directions * rows * size_t(p.gates()) * h);
+    grad_q = poisoned<S>(p.lstm ? 0 : directions * rows * h);
+    grad_bias = poisoned<float>(directions * size_t(slices) * 4 * h);
+    grad_h0 = poisoned<S>(h0.size());
+    grad_c0 = poisoned<S>(p.lstm ? h0.size() : 0);
+    for (int64_t t = 0; t <= p.steps; ++t) offsets.push_back(p.offset(t));
+  }
+};
+
+template <class V>
+auto* pointer(V& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+template <class Cell, class Product, class Tile, class Exchange>
+struct Layer {
+  using Data = Tensors<Product>;
+
+  static cuda::Partition partition(const Shape& shape) {
+    constexpr int unit = cuda::Ownership<Cell, Tile>::kUnits;
+    return {shape.ctas, ((shape.hidden + shape.ctas - 1) / shape.ctas + unit - 1) / unit * unit};
+  }
+  static int64_t slices(const Shape& shape) { return (shape.batch + Tile::kRows - 1) / Tile::kRows; }
+
+  static rnnkernels::emulation::Launch launch(const Shape& shape, int64_t shared_bytes, uint64_t seed) {
+    const int threads = 32 * cuda::Ownership<Cell, Tile>::warps(partition(shape).units);
+    return {int(slices(shape)) * shape.ctas, shape.directions, threads, shape.ctas, size_t(shared_bytes), false, seed};
+  }
+
+  // W_hh as a pass reads it.
+  template <class Pack>
+  static std::vector<cuda::Vector16> packed(const Shape& shape, const Problem& p, const Data& data, int d, int64_t count, const Pack& pack) {
+    std::vector<cuda::Vector16> result(static_cast<size_t>(count));
+    cuda::PackArguments a{partition(shape), p.hidden, 1, {data.w_hh[d].data()}, {result.data()}};
+    const auto outcome = rnnkernels::emulation::run({int((count + 63) / 64), 1, 64, 1, 0, false, 1}, [&] { pack(a); });
+    CHECK(outcome.ok(), "pack: " + outcome.error);
+    return result;
+  }
+
+  static cuda::Sequence sequence(const Problem& p, const Data& data) {
+    return {p.steps, p.batch, p.rows(), p.batch_sizes.empty() ? nullptr : data.offsets.data(), p.hidden, p.directions};
+  }
+
+  static rnnkernels::emulation::Outcome forward(const Shape& shape, const Problem& p, Data& data, uint64_t seed) {
+    cuda::ForwardArguments a{};
+    a.sequence = sequence(p, data);
+    a.partition = partition(shape);
+    std::vector<cuda::Vector16> weights[2];
+    for (int d = 0; d < p.directions; ++d) {
+      weights[d] = packed(shape, p, data, d, cuda::ForwardShared<Cell, Product, Tile>::packed_count(a.partition),
+                          cuda::pack_forward<Cell, Product, Tile>);
+      a.projected[d] = data.projected[d].data();
+      a.packed[d] = weights[d].data();
+      a.b_ih[d] = pointer(data.b_ih[d]);
+      a.b_hh[d] = pointer(data.b_hh[d]);
+    }
+    a.h0 = data.h0.data();
+    a.c0 = data.c0.data();
+    a.output = data.output.data();
+    a.h_n = data.h_n.data();
+    a.c_n = pointer(data.c_n);
+    a.gates = shape.save ? data.gates.data() : nullptr;
+    a.cells = shape.save ? pointer(data.cells) : nullptr;
+    const cuda::ForwardShared<Cell, Product, Tile> shared(nullptr, a.partition);
+    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed), [&] { cuda::forward<Cell, Product, Tile, Exchange>(a); });
+  }
+
+  static rnnkernels::emulation::Outcome backward(const Shape& shape, const Problem& p, Data& data, uint64_t seed) {
+    cuda::BackwardArguments a{};
+    a.sequence = sequence(p, data);
+    a.partition = partition(shape);
+    a.grad_output = data.grad_output.data();
+    a.grad_output_row = p.directions * p.hidden;
+    a.grad_output_step = p.batch * a.grad_output_row;
+    if (shape.gradients_of_states) {
+      a.grad_h_n = data.grad_h_n.data();
+      a.grad_c_n = data.grad_c_n.data();
+    }
+    std::vector<cuda::Vector16> weights[2];
+    for (int d = 0; d < p.directions; ++d) {
+      weights[d] = packed(shape, p, data, d, cuda::BackwardDivision<Cell, Product, Tile>(a.partition).packed_count(shape.ctas),
+                          cuda::pack_backward<Cell, Product, Tile>);
+      a.packed[d] = weights[d].data();
+    }
+    a.h0 = data.h0.data();
+    a.c0 = data.c0.data();
+    a.output = data.output.data();
+    a.gates = data.gates.data();
+    a.cells = data.cells.data();
+    a.grad_gates = data.grad_gates.data();
+    a.grad_q = data.grad_q.data();
+    a.grad_bias = data.grad_bias.data();
+    a.grad_h0 = data.grad_h0.data();
+    a.grad_c0 = data.grad_c0.data();
+    const cuda::BackwardShared<Cell, Product, Tile> shared(nullptr, a.partition);
+    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed), [&] { cuda::backward<Cell, Product, Tile, Exchange>(a); });
+  }
+};
+
+// ---- Comparing -----------------------------------------------------------------------------------------------------
+
+// The largest difference relative to the largest element; infinite where one is not a number.
+inline double error(const Values& actual, const Values& exact) {
+  double largest = 0, difference = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    largest = std::max(largest, std::fabs(exact[i]));
+    const double off = std::fabs(actual[i] - exact[i]);
+    if (!(off <= difference)) difference = std::isnan(off) ? INFINITY : off;
+  }
+  return difference == 0 ? 0 : difference / largest;
+}
+
+struct Compared {
+  std::string name;
+  double ours, plain;
+};
+
+// Sums the batch slices of each direction: (D, slices, n) to (D, n).
+inline Values sum_slices(const Values& partial, size_t directions, size_t slices) {
+  const size_t n = partial.size() / directions / slices;
+  Values result(directions * n);
+  for (size_t d = 0; d < directions; ++d)
+    for (size_t s = 0; s < slices; ++s)
+      for (size_t i = 0; i < n; ++i) result[d * n + i] += partial[(d * slices + s) * n + i];
+  return result;
+}
+
+template <class Product>
+std::vector<Compared> compare(const Problem& p, const Tensors<Product>& data, int64_t slices) {
+  using S = typename Product::Storage;
+  const auto identity = [](double x) { return x; };
+  const Results exact = recurrence::Layer<double>(p, identity, identity).evaluate();
+  const Results plain = recurrence::Layer<float>(p, rounded<S>, Precision<Product>::operand).evaluate();
+  std::vector<Compared> all;
+  const auto add = [&](const char* name, const Values& ours, Values Results::*member) {
+    all.push_back({name, error(ours, exact.*member), error(plain.*member, exact.*member)});
+  };
+  add("output", values(data.output), &Results::output);
+  add("h_n", values(data.h_n), &Results::h_n);
+  add("gates", values(data.gates), &Results::gates);
+  add("grad_gates", values(data.grad_gates), &Results::grad_gates);
+  add("grad_bias", sum_slices(values(data.grad_bias), size_t(p.directions), size_t(slices)), &Results::grad_bias);
+  add("grad_h0", values(data.grad_h0), &Results::grad_h0);
+  if (p.lstm) {
+    add("c_n", values(data.c_n), &Results::c_n);
+    add("cells", values(data.cells), &Results::cells);
+    add("grad_c0", values(data.grad_c0), &Results::grad_c0);
+  } else {
+    add("grad_q", values(data.grad_q), &Results::grad_q);
+  }
+  return all;
+}
+
+}  // namespace emulated
