@@ -20,7 +20,11 @@
 namespace rnnkernels::cuda::device {
 
 // Memory between two arrays in shared memory that nobody may touch.
+#if defined(RNNKERNELS_EMULATION_GUARDS)
 inline constexpr int kGuardBytes = 32;
+#else
+inline constexpr int kGuardBytes = 0;  // sizes are those of the device
+#endif
 inline void guard([[maybe_unused]] unsigned char* begin) {
 #if defined(__SANITIZE_ADDRESS__)
   ASAN_POISON_MEMORY_REGION(begin, kGuardBytes);

@@ -1,0 +1,217 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <initializer_list>
+
+#include "schedules/backward.h"
+#include "schedules/forward.h"
+#include "tiles.h"
+
+namespace rnnkernels::cuda {
+namespace {
+
+constexpr std::initializer_list<TileName> kTiles = {TileName::kNarrow, TileName::kBroad, TileName::kTall, TileName::kDeep};
+constexpr int64_t kLargestHidden = 4096;  // beyond it no tile fits anyway; keeps the sizes below within an int
+
+// What estimates need to know of a tile in a partition.
+struct Layout {
+  int units_of_warp, splits, rows;
+  int64_t shared_bytes;
+  int warps;
+  int64_t tiles_per_warp;    // accumulator tiles of 16 x 8, over all passes
+  int64_t windows_per_tile;  // of a warp
+  int64_t register_windows;  // windows times tiles of 16 rows that cost no shared memory traffic
+  int64_t weight_windows;    // windows times tiles of 16 rows, all
+};
+
+template <class Cell, class Product, class Tile>
+Layout layout_of(Pass pass, const Partition& partition) {
+  using Own = Ownership<Cell, Tile>;
+  const int warps = Own::warps(partition.units);
+  if (pass == Pass::kForward) {
+    using Shared = ForwardShared<Cell, Product, Tile>;
+    const int64_t tiles = Cell::kGates * Own::kGroups / 2, windows = Shared::most_windows(partition);
+    return {Own::kUnits, Tile::kSplits, Tile::kRows, Shared(nullptr, partition).bytes, warps, tiles * Tile::kColumnTiles, windows,
+            tiles * std::min<int64_t>(windows, Tile::kForwardWindows), tiles * windows};
+  }
+  const BackwardDivision<Cell, Product, Tile> division(partition);
+  const int64_t tiles = int64_t(division.passes) * Tile::kBackwardTiles, windows = division.most_windows();
+  return {Own::kUnits, Tile::kSplits, Tile::kRows, BackwardShared<Cell, Product, Tile>(nullptr, partition).bytes, warps,
+          tiles * Tile::kColumnTiles, windows, Tile::kBackwardTiles * std::min<int64_t>(windows, Tile::kBackwardWindows),
+          tiles * windows};
+}
+
+template <class Cell, class Product>
+Layout layout_of(TileName tile, Pass pass, const Partition& partition) {
+  using Shipped = Tiles<Cell, Product>;
+  switch (tile) {
+    case TileName::kNarrow: return layout_of<Cell, Product, typename Shipped::Narrow>(pass, partition);
+    case TileName::kBroad: return layout_of<Cell, Product, typename Shipped::Broad>(pass, partition);
+    case TileName::kTall: return layout_of<Cell, Product, typename Shipped::Tall>(pass, partition);
+    case TileName::kDeep: break;
+  }
+  return layout_of<Cell, Product, typename Shipped::Deep>(pass, partition);
+}
+
+template <class Cell>
+Layout layout_of(const Request& request, TileName tile, const Partition& partition) {
+  switch (request.product) {
+    case ProductName::kBFloat16: return layout_of<Cell, BFloat16Product>(tile, request.pass, partition);
+    case ProductName::kFloat16: return layout_of<Cell, Float16Product>(tile, request.pass, partition);
+    case ProductName::kTf32x3: break;
+  }
+  return layout_of<Cell, Tf32x3Product>(tile, request.pass, partition);
+}
+
+Layout layout_of(const Request& request, TileName tile, const Partition& partition) {
+  return request.cell == CellName::kLstm ? layout_of<Lstm>(request, tile, partition) : layout_of<Gru>(request, tile, partition);
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Clusters of this size that run at once: fewer than fit by count, since a cluster must lie within one group of
+// multiprocessors. Published for 132 of them.
+double resident(int ctas, const DeviceLimits& device) {
+  constexpr double kOf132[] = {132, 66, 32, 15, 7};
+  int i = 0;
+  for (int c = ctas; c > 1; c /= 2) ++i;
+  return std::max(1.0, double(int(kOf132[i] * device.multiprocessors / 132)));
+}
+
+// Microseconds per step. The constants are estimates from published latencies; docs/kernels.md has their sources.
+double estimate(const Request& request, const DeviceLimits& device, const Partition& partition, const Layout& layout) {
+  constexpr double kCyclesPerMicrosecond = 1900, kProductLatency = 24, kProductsPerCycle = 0.6, kSharedBytesPerCycle = 128;
+  constexpr double kRemoteBytesPerCycle = 14, kRemoteLatency = 300, kBarrier = 110, kCellLatency = 220, kRest = 80;
+  const bool whole = request.product == ProductName::kTf32x3;
+  // A window is two instructions, of half types at full rate; those of tf32 take as long and come three at a time.
+  const double instructions = 2 * (whole ? 3 : 1), operand = whole ? 4 : 2;
+  const double products = double(layout.warps * layout.tiles_per_warp * layout.windows_per_tile) * instructions;
+  const double chain = double(layout.windows_per_tile) * instructions * kProductLatency;
+  const double traffic = double(layout.warps * (layout.weight_windows - layout.register_windows)) * 1024 +
+                         double(layout.warps * layout.windows_per_tile * layout.rows) * kWindowBytes;
+  double cycles = std::max({products / kProductsPerCycle, chain, traffic / kSharedBytesPerCycle});
+  const double elements = double(partition.units) * layout.rows, special = request.cell == CellName::kLstm ? 10 : 6;
+  cycles += kCellLatency + elements * special / 16 + kRest;
+  const bool backward = request.pass == Pass::kBackward;
+  if (backward) cycles += kBarrier;
+  if (partition.ctas == 1) {
+    cycles += kBarrier;
+  } else {
+    const double sent = double(partition.units) * (partition.ctas - 1) * layout.rows * (backward ? 4 : operand);
+    cycles += kRemoteLatency + sent / kRemoteBytesPerCycle;
+  }
+  const double clusters = double(divide_up(request.batch, layout.rows) * request.directions);
+  const double waves = double(int64_t((clusters + resident(partition.ctas, device) - 1) / resident(partition.ctas, device)));
+  return waves * cycles / kCyclesPerMicrosecond;
+}
+
+// One library product and one pointwise kernel per step and direction.
+double estimate_stepwise(const Request& request) {
+  const double weights = double(request.hidden) * double(request.hidden) * (request.cell == CellName::kLstm ? 4 : 3);
+  const double bytes = weights * (request.product == ProductName::kTf32x3 ? 4 : 2);
+  return request.directions * (5 + std::max(bytes / 5.5e6, 2 * weights * double(request.batch) / 3e8));
+}
+
+Plan stepwise(const Request& request, std::string reason) {
+  return {Schedule::kStepwise, TileName::kNarrow, {1, 0}, 0, 0, 0, estimate_stepwise(request), false, std::move(reason)};
+}
+
+std::string describe(const Plan& plan) {
+  char text[160];
+  if (plan.schedule == Schedule::kStepwise) {
+    std::snprintf(text, sizeof text, "stepwise, about %.1f us per step", plan.microseconds);
+  } else {
+    std::snprintf(text, sizeof text, "%s of %d CTA%s, %s tile, %d units each, slices of %d, about %.2f us per step", name(plan.schedule),
+                  plan.partition.ctas, plan.partition.ctas == 1 ? "" : "s", name(plan.tile), plan.partition.units, plan.rows,
+                  plan.microseconds);
+  }
+  return text;
+}
+
+}  // namespace
+
+const char* name(Schedule schedule) {
+  switch (schedule) {
+    case Schedule::kOneCta: return "one CTA";
+    case Schedule::kCluster: return "cluster";
+    case Schedule::kStepwise: break;
+  }
+  return "stepwise";
+}
+
+const char* name(TileName tile) {
+  switch (tile) {
+    case TileName::kNarrow: return "narrow";
+    case TileName::kBroad: return "broad";
+    case TileName::kTall: return "tall";
+    case TileName::kDeep: break;
+  }
+  return "deep";
+}
+
+const std::vector<Measured>& measurements() {
+  static const std::vector<Measured> table = {
+#include "measurements.inc"
+  };
+  return table;
+}
+
+Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas) {
+  if (request.projected) return stepwise(request, "persistent schedules have no projected state");
+  if (device.compute_capability < 80) return stepwise(request, "the tensor cores of compute capability 8.0 are needed");
+  if (ctas > 1 && device.compute_capability < 90) return stepwise(request, "clusters need compute capability 9.0");
+  if (ctas > device.most_cluster)
+    return stepwise(request, "clusters of " + std::to_string(ctas) + " CTAs are not available here");
+  if (request.hidden > kLargestHidden) return stepwise(request, "the weights are larger than any cluster's memory");
+  Partition partition{ctas, 32};  // any multiple of what a warp has, to ask what that is
+  const int unit = layout_of(request, tile, partition).units_of_warp;
+  partition.units = int(divide_up(divide_up(request.hidden, ctas), unit) * unit);
+  const Layout layout = layout_of(request, tile, partition);
+  if (layout.warps > kMostWarps)
+    return stepwise(request, std::to_string(partition.units) + " units per CTA are more than " + std::to_string(kMostWarps) + " warps hold");
+  if (layout.shared_bytes > device.shared_bytes)
+    return stepwise(request, "it needs " + std::to_string(layout.shared_bytes) + " bytes of shared memory of " +
+                                 std::to_string(device.shared_bytes));
+  Plan plan{ctas == 1 ? Schedule::kOneCta : Schedule::kCluster, tile, partition, layout.rows, layout.warps * kLanes,
+            layout.shared_bytes, estimate(request, device, partition, layout), false, ""};
+  plan.reason = describe(plan);
+  return plan;
+}
+
+Plan choose(const Request& request, const DeviceLimits& device, const std::vector<Measured>& table) {
+  // The smallest measured point that covers the request.
+  const Measured* nearest = nullptr;
+  for (const Measured& entry : table) {
+    if (entry.cell != request.cell || entry.product != request.product || entry.pass != request.pass) continue;
+    if (entry.compute_capability != device.compute_capability) continue;
+    if (entry.hidden < request.hidden || entry.batch < request.batch * request.directions) continue;
+    if (nearest == nullptr || entry.hidden < nearest->hidden || (entry.hidden == nearest->hidden && entry.batch < nearest->batch))
+      nearest = &entry;
+  }
+  if (nearest != nullptr) {
+    Plan plan = nearest->schedule == Schedule::kStepwise ? stepwise(request, "") : plan_of(request, device, nearest->tile, nearest->ctas);
+    if (plan.schedule == nearest->schedule) {
+      plan.measured = true;
+      plan.reason = "measured to be fastest: " + describe(plan);
+      return plan;
+    }
+  }
+  Plan best = stepwise(request, "");
+  for (const int ctas : {1, 2, 4, 8, 16}) {
+    for (const TileName tile : kTiles) {
+      Plan plan = plan_of(request, device, tile, ctas);
+      // More CTAs only for a gain that is larger than what estimates are off by between neighbours.
+      if (plan.schedule != Schedule::kStepwise && plan.microseconds < 0.9 * best.microseconds) best = plan;
+    }
+  }
+  if (best.schedule == Schedule::kStepwise) {
+    const Plan largest = plan_of(request, device, TileName::kNarrow, std::max(device.most_cluster, 1));
+    best.reason = describe(best) + "; the largest persistent schedule: " + largest.reason;
+  } else {
+    best.reason = "estimated to be fastest: " + describe(best);
+  }
+  return best;
+}
+
+}  // namespace rnnkernels::cuda

@@ -1,0 +1,71 @@
+// Which schedule and tile compute a pass of a layer, and why: plain C++, the same on any machine.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "arguments.h"
+
+namespace rnnkernels::cuda {
+
+enum class CellName { kLstm, kGru };
+enum class ProductName { kBFloat16, kFloat16, kTf32x3 };
+enum class Pass { kForward, kBackward };
+enum class Schedule { kOneCta, kCluster, kStepwise };
+enum class TileName { kNarrow, kBroad, kTall, kDeep };
+
+struct DeviceLimits {
+  int compute_capability;    // 90 for 9.0
+  int multiprocessors;
+  int64_t shared_bytes;      // a CTA may ask for
+  int most_cluster;          // CTAs of a cluster: 1 without clusters, 8 everywhere else, 16 where the driver agrees
+};
+
+struct Request {
+  CellName cell;
+  ProductName product;
+  Pass pass;
+  int64_t hidden, batch;
+  int directions;
+  bool projected;  // LSTM's proj_size
+};
+
+struct Plan {
+  Schedule schedule;
+  TileName tile;        // of the persistent schedules
+  Partition partition;  // likewise
+  int rows;             // of a batch slice
+  int threads;          // of a CTA
+  int64_t shared_bytes;
+  double microseconds;  // per step, estimated
+  bool measured;        // chosen by the table of measurements
+  std::string reason;   // one line: what was chosen over what
+};
+
+// A measurement: this schedule was the fastest for hidden sizes and batches up to these, above the entry before.
+struct Measured {
+  CellName cell;
+  ProductName product;
+  Pass pass;
+  int compute_capability;
+  int64_t hidden, batch;
+  Schedule schedule;
+  TileName tile;
+  int ctas;
+};
+
+// The committed table of measurements.
+const std::vector<Measured>& measurements();
+
+// Never fails: stepwise always fits. Of the persistent schedules that fit, the one measured to be fastest, or else
+// estimated to be.
+Plan choose(const Request& request, const DeviceLimits& device, const std::vector<Measured>& table = measurements());
+
+// The plan for exactly this schedule; schedule is kStepwise, with the reason, where it does not fit.
+Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas);
+
+const char* name(Schedule schedule);
+const char* name(TileName tile);
+
+}  // namespace rnnkernels::cuda
