@@ -13,8 +13,8 @@ export RNNKERNELS_BUILD_CPU ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 # The package is installed in place: only what is compiled makes it stale.
-NATIVE := setup.py pyproject.toml $(wildcard csrc/*/*)
-CPP_TESTS := CMakeLists.txt $(wildcard tests/cpp/*)
+NATIVE := setup.py pyproject.toml $(wildcard csrc/*/* csrc/cuda/schedules/*)
+CPP_TESTS := CMakeLists.txt $(wildcard tests/cpp/* tests/emulation/* tests/cuda/*)
 
 .PHONY: all demo test test-cpp test-python bench clean
 

@@ -68,6 +68,12 @@ Layout layout_of(const Request& request, TileName tile, const Partition& partiti
   return request.cell == CellName::kLstm ? layout_of<Lstm>(request, tile, partition) : layout_of<Gru>(request, tile, partition);
 }
 
+// What recurrence.cu compiles: the broad tile is for one CTA alone, the tall and deep ones are for clusters.
+bool is_compiled(TileName tile, int ctas) {
+  if (tile == TileName::kNarrow) return true;
+  return (tile == TileName::kBroad) == (ctas == 1);
+}
+
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Clusters of this size that run at once: fewer than fit by count, since a cluster must lie within one group of
@@ -163,6 +169,7 @@ Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, 
   if (ctas > 1 && device.compute_capability < 90) return stepwise(request, "clusters need compute capability 9.0");
   if (ctas > device.most_cluster)
     return stepwise(request, "clusters of " + std::to_string(ctas) + " CTAs are not available here");
+  if (!is_compiled(tile, ctas)) return stepwise(request, std::string("the ") + name(tile) + " tile is not compiled for so many CTAs");
   if (request.hidden > kLargestHidden) return stepwise(request, "the weights are larger than any cluster's memory");
   Partition partition{ctas, 32};  // any multiple of what a warp has, to ask what that is
   const int unit = layout_of(request, tile, partition).units_of_warp;

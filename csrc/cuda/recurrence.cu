@@ -1,0 +1,45 @@
+// The kernels of one cell and product: compiled once for each, with RNNKERNELS_CELL and RNNKERNELS_PRODUCT.
+#include "recurrence.h"
+
+#include "kernels.cuh"
+#include "tiles.h"
+
+namespace rnnkernels::cuda {
+namespace {
+
+template <class Cell, class Product, class Tile, bool kOneCta, bool kCluster>
+TileKernels tile() {
+  TileKernels k{};
+  k.pack[0] = reinterpret_cast<const void*>(&pack_forward_kernel<Cell, Product, Tile>);
+  k.pack[1] = reinterpret_cast<const void*>(&pack_backward_kernel<Cell, Product, Tile>);
+  k.packed_count[0] = [](const Partition& p) { return ForwardShared<Cell, Product, Tile>::packed_count(p); };
+  k.packed_count[1] = [](const Partition& p) { return BackwardDivision<Cell, Product, Tile>(p).packed_count(p.ctas); };
+  if constexpr (kOneCta) {
+    k.one_cta[0] = reinterpret_cast<const void*>(&forward_kernel<Cell, Product, Tile, LocalExchange>);
+    k.one_cta[1] = reinterpret_cast<const void*>(&backward_kernel<Cell, Product, Tile, LocalExchange>);
+  }
+  if constexpr (kCluster) {
+    k.cluster[0] = reinterpret_cast<const void*>(&forward_kernel<Cell, Product, Tile, ClusterExchange>);
+    k.cluster[1] = reinterpret_cast<const void*>(&backward_kernel<Cell, Product, Tile, ClusterExchange>);
+  }
+  return k;
+}
+
+}  // namespace
+
+template <class Cell, class Product>
+const TileKernels* tile_kernels() {
+  using Shipped = Tiles<Cell, Product>;
+  // As plan.cpp's is_compiled() has it.
+  static const TileKernels kernels[] = {
+      tile<Cell, Product, typename Shipped::Narrow, true, true>(),
+      tile<Cell, Product, typename Shipped::Broad, true, false>(),
+      tile<Cell, Product, typename Shipped::Tall, false, true>(),
+      tile<Cell, Product, typename Shipped::Deep, false, true>(),
+  };
+  return kernels;
+}
+
+template const TileKernels* tile_kernels<RNNKERNELS_CELL, RNNKERNELS_PRODUCT>();
+
+}  // namespace rnnkernels::cuda

@@ -1,0 +1,184 @@
+"""Breaks a copy of the CUDA kernels, one way at a time, and expects the emulation to notice.
+
+    python mutate.py --compiler c++ --root REPOSITORY
+
+A mutant counts as caught when its tests fail: by numbers, by a rule of the machine, by a deadlock, or by AddressSanitizer or
+ThreadSanitizer. The tests must pass on the kernels as they are. A mutation whose text is no longer found is an error.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+FORWARD, BACKWARD = "csrc/cuda/schedules/forward.h", "csrc/cuda/schedules/backward.h"
+EXCHANGE, LAYOUT = "csrc/cuda/schedules/exchange.h", "csrc/cuda/schedules/layout.h"
+
+
+@dataclass
+class Mutation:
+    name: str
+    file: str
+    old: str
+    new: str
+    ways: tuple[str, ...] = ("numbers and rules", "ThreadSanitizer")  # the cheapest first
+
+
+MUTATIONS = [
+    Mutation("no warp barrier before the staged h is read", FORWARD, "    device::warp_barrier();\n", ""),
+    Mutation("no barrier between the cell's backward and the product", BACKWARD, "      device::cta_barrier();\n", ""),
+    Mutation(
+        "no barrier between the warps that share units",
+        FORWARD,
+        "      device::named_barrier(1 + own_.block, 2 * kLanes);\n",
+        "",
+    ),
+    Mutation(
+        "no barrier of the CTA between steps",
+        EXCHANGE,
+        "RNN_DEVICE void wait(int64_t) const { device::cta_barrier(); }",
+        "RNN_DEVICE void wait(int64_t) const {}",
+    ),
+    Mutation(
+        "a CTA's barrier where a cluster's is needed",
+        EXCHANGE,
+        "before the others' barriers and buffers are ready.\n    device::cluster_barrier();",
+        "x\n    device::cta_barrier();",
+    ),
+    Mutation("wrong parity", EXCHANGE, "uint32_t((k - 1) / 2 % 2)", "uint32_t(k / 2 % 2)"),
+    Mutation("no wait for h", FORWARD, "      if (k > 0) exchange_.wait(k);\n", ""),
+    Mutation("no wait for the shares of d(h)", BACKWARD, "      if (k > 0) exchange_.wait(k);\n", ""),
+    Mutation("too many bytes expected", FORWARD, "Tile::kRows * int(sizeof(Operand));\n    if", "Tile::kRows * 4;\n    if"),
+    Mutation(
+        "too few bytes expected",
+        BACKWARD,
+        "p_.partition.units * Tile::kRows * int",
+        "(p_.partition.units - 8) * Tile::kRows * int",
+    ),
+    Mutation("a buffer used again too early", LAYOUT, "(k % 2 == 0 ? 0 : distance)", "0 * k"),
+    Mutation(
+        "a staging buffer used again too early",
+        FORWARD,
+        "(own_.warp * 2 + k % 2) * Shared::kStagedRows",
+        "(own_.warp * 2) * Shared::kStagedRows",
+    ),
+    Mutation(
+        "sums for the other warp written too early",
+        FORWARD,
+        "float* mine = shared_.partial + (own_.warp * 2 + k % 2)",
+        "float* mine = shared_.partial + (own_.warp * 2 + 1)",
+    ),
+    Mutation(
+        "a tile off by one",
+        FORWARD,
+        "const int first = first_unit_ + own_.block * Own::kUnits;",
+        "const int first = first_unit_ + own_.block * Own::kUnits + 8;",
+    ),
+    Mutation("a weight tile off by one", BACKWARD, "place.pass) + place.tile) *", "place.pass) + place.tile + 1) *"),
+    Mutation(
+        "shared memory too small",
+        FORWARD,
+        "warps * 2 * kStagedRows * Own::kUnits",
+        "warps * kStagedRows * Own::kUnits",
+        ("AddressSanitizer",),
+    ),
+    Mutation("lengths ignored", BACKWARD, "if (row < rows_.active && u < hidden())", "if (u < hidden())"),
+    Mutation(
+        "shares sent to the wrong CTA",
+        BACKWARD,
+        "exchange_.send(k + 1, owner,",
+        "exchange_.send(k + 1, p_.partition.ctas - 1 - owner,",
+    ),
+]
+
+RUNTIME = ["csrc/emulation/runtime.cpp", "csrc/emulation/collectives.cpp"]
+MAIN = ["tests/cpp/main.cpp", "csrc/cpu/dispatch.cpp"]
+FLAGS = ["-std=c++17", "-O1", "-g1", "-DRNNKERNELS_EMULATION_GUARDS"]
+# Flags of the kernels, then of the runtime.
+WAYS = {
+    "numbers and rules": ([], []),
+    "AddressSanitizer": (["-fsanitize=address"], ["-fsanitize=address"]),
+    "ThreadSanitizer": (["-fsanitize=thread"], ["-DRNNKERNELS_EMULATION_TSAN"]),
+}
+
+
+def compile_objects(compiler, root, sources, flags, directory):
+    objects = []
+    for source in sources:
+        target = directory / (Path(source).stem + ".o")
+        subprocess.run([compiler, *FLAGS, *flags, "-c", root / source, "-o", target], check=True)
+        objects.append(target)
+    return objects
+
+
+class Suite:
+    def __init__(self, compiler, root, scratch):
+        self.compiler, self.root, self.scratch = compiler, root, scratch
+        self.common = {}
+        for way, (kernels, runtime) in WAYS.items():
+            directory = scratch / way.replace(" ", "_")
+            directory.mkdir()
+            self.common[way] = compile_objects(compiler, root, RUNTIME, runtime, directory)
+            self.common[way] += compile_objects(compiler, root, MAIN, kernels, directory)
+
+    def notices(self, way, tree):
+        """What the tests of this tree print when they fail, or None when they pass."""
+        kernels, _ = WAYS[way]
+        program = tree / way.replace(" ", "_")
+        source = tree / "tests/emulation/test_mutant.cpp"
+        subprocess.run([self.compiler, *FLAGS, *kernels, source, *self.common[way], "-o", program], check=True)
+        command = ["setarch", "-R", program] if way == "ThreadSanitizer" else [program]
+        environment = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+        if result.returncode == 0:
+            return None
+        lines = [line for line in result.stdout.splitlines() if "SUMMARY" in line or ": " in line]
+        return (next((line for line in lines if "SUMMARY" in line), lines[0] if lines else f"exit status {result.returncode}"))[-140:]
+
+    def tree(self, mutation, index):
+        tree = self.scratch / f"mutant{index}"
+        for part in ("csrc", "tests/emulation", "tests/cpp"):
+            shutil.copytree(self.root / part, tree / part)
+        if mutation is not None:
+            path = tree / mutation.file
+            text = path.read_text()
+            if text.count(mutation.old) == 0:
+                raise SystemExit(f"{mutation.name}: {mutation.file} has no {mutation.old!r}")
+            path.write_text(text.replace(mutation.old, mutation.new))
+        return tree
+
+    def try_one(self, item):
+        index, mutation = item
+        tree = self.tree(mutation, index)
+        for way in mutation.ways:
+            noticed = self.notices(way, tree)
+            if noticed is not None:
+                return f"{mutation.name}: caught by {way}: {noticed}", True
+        return f"{mutation.name}: NOT caught", False
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--compiler", required=True)
+    parser.add_argument("--root", required=True, type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
+        suite = Suite(arguments.compiler, arguments.root.resolve(), Path(scratch))
+        whole = suite.tree(None, "none")
+        for way in WAYS:
+            noticed = suite.notices(way, whole)
+            if noticed is not None:
+                sys.exit(f"the kernels as they are fail by {way}: {noticed}")
+        results = list(pool.map(suite.try_one, enumerate(MUTATIONS)))
+    for line, _ in results:
+        print(line)
+    print(f"{sum(caught for _, caught in results)} of {len(results)} mutants caught")
+    sys.exit(not all(caught for _, caught in results))
+
+
+if __name__ == "__main__":
+    main()
