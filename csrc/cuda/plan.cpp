@@ -186,7 +186,7 @@ Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, 
   return plan;
 }
 
-Plan choose(const Request& request, const DeviceLimits& device, const std::vector<Measured>& table) {
+Plan choose(const Request& request, const DeviceLimits& device, const std::vector<Measured>& table, bool persistent_only) {
   // The smallest measured point that covers the request.
   const Measured* nearest = nullptr;
   for (const Measured& entry : table) {
@@ -196,7 +196,7 @@ Plan choose(const Request& request, const DeviceLimits& device, const std::vecto
     if (nearest == nullptr || entry.hidden < nearest->hidden || (entry.hidden == nearest->hidden && entry.batch < nearest->batch))
       nearest = &entry;
   }
-  if (nearest != nullptr) {
+  if (nearest != nullptr && !(persistent_only && nearest->schedule == Schedule::kStepwise)) {
     Plan plan = nearest->schedule == Schedule::kStepwise ? stepwise(request, "") : plan_of(request, device, nearest->tile, nearest->ctas);
     if (plan.schedule == nearest->schedule) {
       plan.measured = true;
@@ -209,7 +209,9 @@ Plan choose(const Request& request, const DeviceLimits& device, const std::vecto
     for (const TileName tile : kTiles) {
       Plan plan = plan_of(request, device, tile, ctas);
       // More CTAs only for a gain that is larger than what estimates are off by between neighbours.
-      if (plan.schedule != Schedule::kStepwise && plan.microseconds < 0.9 * best.microseconds) best = plan;
+      if (plan.schedule != Schedule::kStepwise &&
+          (plan.microseconds < 0.9 * best.microseconds || (persistent_only && best.schedule == Schedule::kStepwise)))
+        best = plan;
     }
   }
   if (best.schedule == Schedule::kStepwise) {

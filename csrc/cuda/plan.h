@@ -59,8 +59,9 @@ struct Measured {
 const std::vector<Measured>& measurements();
 
 // Never fails: stepwise always fits. Of the persistent schedules that fit, the one measured to be fastest, or else
-// estimated to be.
-Plan choose(const Request& request, const DeviceLimits& device, const std::vector<Measured>& table = measurements());
+// estimated to be. persistent_only: stepwise only where nothing else fits.
+Plan choose(const Request& request, const DeviceLimits& device, const std::vector<Measured>& table = measurements(),
+            bool persistent_only = false);
 
 // The plan for exactly this schedule; schedule is kStepwise, with the reason, where it does not fit.
 Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas);

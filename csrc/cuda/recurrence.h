@@ -1,8 +1,10 @@
-// Launches the persistent schedules a plan names. No torch; errors are exceptions that name the kernel and its launch.
+// Launches the persistent schedules a plan names, and what goes around them. No torch; errors are exceptions that name the
+// kernel and its launch. Everything is asynchronous on the stream given, and can be captured into a graph.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include "auxiliary.h"
 #include "plan.h"
 
 namespace rnnkernels::cuda {
@@ -19,14 +21,19 @@ struct TileKernels {
 template <class Cell, class Product>
 const TileKernels* tile_kernels();
 
-const TileKernels& kernels_of(const Request& request, TileName tile);
-
 // What the device of this index allows; asked once.
-DeviceLimits device_limits(int device);
+const DeviceLimits& device_limits(int device);
 
-// Packs the weights and runs the recurrence of the whole sequence. arguments.packed points to workspaces of
-// 16 * packed_count bytes each.
+// Bytes of a direction's packed weights, for arguments.packed.
+int64_t packed_bytes(const Request& request, const Plan& plan);
+
+// Packs the weights and runs the recurrence of the whole sequence.
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments, cudaStream_t stream);
-void launch(const Request& request, const Plan& plan, const PackArguments& pack, const BackwardArguments& arguments, cudaStream_t stream);
+void launch(const Request& request, const Plan& plan, const PackArguments& pack, const BackwardArguments& arguments,
+            cudaStream_t stream);
+
+void write_offsets(const int64_t* offsets, int64_t count, int64_t* to, cudaStream_t stream);
+void states_before(ProductName product, const StatesBeforeArguments& arguments, cudaStream_t stream);
+void bias_gradients(CellName cell, ProductName product, int directions, const BiasGradientsArguments& arguments, cudaStream_t stream);
 
 }  // namespace rnnkernels::cuda
