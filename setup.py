@@ -6,7 +6,9 @@ RNNKERNELS_BUILD_CPU decides what happens to the CPU kernels:
     auto  (default) build them; if that fails, say so and install without them
     1     build them or fail
     0     leave them out
-CXX, CXXFLAGS and MAX_JOBS are honoured. The outcome is written to rnnkernels/lib/build_report.json.
+RNNKERNELS_BUILD_CUDA does the same for the CUDA kernels, which need nvcc and a torch built for CUDA; TORCH_CUDA_ARCH_LIST names
+the architectures, by default the visible GPU's, or those of CUDA_ARCHITECTURES.
+CXX, CXXFLAGS, CUDA_HOME and MAX_JOBS are honoured. The outcome is written to rnnkernels/lib/build_report.json.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
 LIBRARY = "librnnkernels_cpu.so"
+CUDA_LIBRARY = "librnnkernels_cuda.so"
 REPORT = "build_report.json"
 
 COMMON_FLAGS = ["-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -40,6 +43,10 @@ X86_ISAS = {
 }
 X86_ISAS["avx512_bf16"] = [*X86_ISAS["avx512"], "-mavx512bf16"]
 KERNELS = ["cpu/gemm.cpp", "cpu/lstm.cpp", "cpu/gru.cpp"]
+CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+CUDA_UNITS = [
+    (cell, product) for cell in ("Lstm", "Gru") for product in ("BFloat16Product", "Float16Product", "Tf32x3Product")
+]
 # LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -93,13 +100,15 @@ def import_torch():
 
 
 def compile_all(tools: Toolchain, commands: list[tuple[str, list[str], Path]]) -> None:
+    run_all(
+        [[*tools.compiler, *tools.flags, *flags, "-c", str(SOURCES / source), "-o", str(target)] for source, flags, target in commands]
+    )
+
+
+def run_all(commands: list[list[str]]) -> None:
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        compiles = [
-            pool.submit(run, [*tools.compiler, *tools.flags, *flags, "-c", str(SOURCES / source), "-o", str(target)])
-            for source, flags, target in commands
-        ]
-        for done in compiles:
+        for done in [pool.submit(run, command) for command in commands]:
             done.result()
 
 
@@ -135,7 +144,8 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         + ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")],
         scratch / "python.o",
     )
-    compile_all(tools, [*kernels, operators, python, table, dispatch])
+    plan = ("cuda/plan.cpp", [], scratch / "plan.o")
+    compile_all(tools, [*kernels, operators, python, table, dispatch, plan])
 
     library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, operators]]
     (package / "lib").mkdir(parents=True, exist_ok=True)
@@ -145,7 +155,63 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         package / "lib" / LIBRARY,
         [*library_objects, f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"],
     )
-    link(tools, module, [str(python[2]), str(dispatch[2])])
+    link(tools, module, [str(python[2]), str(dispatch[2]), str(plan[2])])
+
+
+def find_cuda(torch) -> Path:
+    """The CUDA toolkit to build with."""
+    if torch.version.cuda is None:
+        raise BuildError(f"torch {torch.__version__} is built without CUDA")
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    on_path = shutil.which("nvcc")
+    if on_path:
+        homes.insert(1, str(Path(on_path).resolve().parents[1]))
+    for home in homes:
+        if home and (Path(home) / "bin" / "nvcc").exists():
+            return Path(home)
+    raise BuildError("nvcc is not on the path nor under CUDA_HOME")
+
+
+def cuda_architectures(torch) -> tuple[str, list[str]]:
+    """The architectures in words, and nvcc's flags for them."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if not wanted and torch.cuda.is_available():
+        capabilities = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+        wanted = ";".join(f"{major}.{minor}{'a' if (major, minor) == (9, 0) else ''}" for major, minor in capabilities)
+    wanted = wanted or CUDA_ARCHITECTURES
+    flags = []
+    for name in wanted.replace(" ", ";").split(";"):
+        number = name.removesuffix("+PTX").replace(".", "")
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if name.endswith("+PTX"):
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return wanted, flags
+
+
+def build_cuda(torch, tools: Toolchain, package: Path, scratch: Path) -> str:
+    """Compile and link `package`/lib/CUDA_LIBRARY; the architectures it is for."""
+    home = find_cuda(torch)
+    architectures, flags = cuda_architectures(torch)
+    nvcc = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    kernels = str(SOURCES / "cuda" / "recurrence.cu")
+    units = [
+        [*nvcc, *flags, f"-DRNNKERNELS_CELL={cell}", f"-DRNNKERNELS_PRODUCT={product}", "-c", kernels]
+        + ["-o", str(scratch / f"{cell}.{product}.o")]
+        for cell, product in CUDA_UNITS
+    ]
+    launch = [*nvcc, *flags, "-c", str(SOURCES / "cuda" / "launch.cu"), "-o", str(scratch / "launch.o")]
+    include = Path(torch.__file__).parent / "include"
+    host = [*tools.compiler, *tools.flags, "-isystem", str(include), "-isystem", str(home / "include"), "-DUSE_CUDA", STABLE_ABI]
+    rest = [
+        [*host, "-c", str(SOURCES / source), "-o", str(scratch / target)]
+        for source, target in (("bindings/ops_cuda.cpp", "ops_cuda.o"), ("cuda/plan.cpp", "cuda_plan.o"))
+    ]
+    run_all([*units, launch, *rest])
+    objects = [command[-1] for command in [*units, launch, *rest]]
+    libraries = [f"-L{include.parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", "-lc10"]
+    toolkit = next((home / name for name in ("lib64", "lib", "targets/x86_64-linux/lib") if (home / name).exists()), home)
+    link(tools, package / "lib" / CUDA_LIBRARY, [*objects, *libraries, f"-L{toolkit}", "-lcudart"])
+    return architectures
 
 
 def link(tools: Toolchain, target: Path, arguments: list[str]) -> None:
@@ -191,8 +257,28 @@ class BuildNative(build_ext):
                 raise SystemExit(f"RNNKERNELS_BUILD_CPU=1, but the CPU kernels could not be built: {error}") from None
         finally:
             (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        report["cuda"] = self.run_cuda(package)
+        (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         if self.inplace:
             (package / "lib" / ".gitignore").write_text("*\n")
+
+    def run_cuda(self, package: Path) -> dict[str, str | None]:
+        wish = os.environ.get("RNNKERNELS_BUILD_CUDA", "auto")
+        if wish not in ("auto", "0", "1"):
+            raise SystemExit(f"RNNKERNELS_BUILD_CUDA={wish}: must be auto, 1 or 0")
+        try:
+            if wish == "0":
+                raise BuildError("RNNKERNELS_BUILD_CUDA=0")
+            with tempfile.TemporaryDirectory(prefix="rnnkernels-build-") as scratch:
+                architectures = build_cuda(import_torch(), find_toolchain(), package, Path(scratch))
+            return {"status": "built", "reason": None, "architectures": architectures}
+        except (BuildError, OSError) as error:
+            # What an earlier build left would pass for this one's.
+            (package / "lib" / CUDA_LIBRARY).unlink(missing_ok=True)
+            if wish == "1":
+                raise SystemExit(f"RNNKERNELS_BUILD_CUDA=1, but the CUDA kernels could not be built: {error}") from None
+            print(f"rnnkernels: without the CUDA kernels: {error}", file=sys.stderr)
+            return {"status": "skipped", "reason": str(error), "architectures": None}
 
     def announce_failure(self, reason: str, wish: str) -> None:
         line = "=" * 100
@@ -201,7 +287,7 @@ class BuildNative(build_ext):
 
     def get_outputs(self) -> list[str]:
         package = Path(self.build_lib) / "rnnkernels"
-        candidates = [package / "lib" / LIBRARY, package / "lib" / REPORT]
+        candidates = [package / "lib" / name for name in (LIBRARY, CUDA_LIBRARY, REPORT)]
         candidates.append(package / Path(self.get_ext_filename("rnnkernels._C")).name)
         return [str(path) for path in candidates if path.exists()]
 

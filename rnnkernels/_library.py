@@ -1,4 +1,4 @@
-"""Loads the native operator library, once, and says why when it cannot."""
+"""Loads the native operator libraries, each once, and says why when it cannot."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 _DIRECTORY = Path(__file__).parent / "lib"
 PATH = _DIRECTORY / "librnnkernels_cpu.so"
+CUDA_PATH = _DIRECTORY / "librnnkernels_cuda.so"
 REPORT = _DIRECTORY / "build_report.json"
 
 
@@ -36,6 +37,20 @@ def load() -> Status:
     except Exception as error:  # a wrong ABI, a missing dependency, a truncated file: all one thing to the caller
         return Status(False, f"{PATH.name} does not load: {error}", PATH, build)
     return Status(True, None, PATH, build)
+
+
+@functools.cache
+def load_cuda() -> Status:
+    """The same for the CUDA operators' library."""
+    build = _build_report().get("cuda") or {}
+    if not CUDA_PATH.exists():
+        reason = build.get("reason") or "the package was not built with them"
+        return Status(False, f"the CUDA kernels were not built: {reason}", CUDA_PATH, build)
+    try:
+        torch.ops.load_library(CUDA_PATH)
+    except Exception as error:
+        return Status(False, f"{CUDA_PATH.name} does not load: {error}", CUDA_PATH, build)
+    return Status(True, None, CUDA_PATH, build)
 
 
 def status() -> Status:

@@ -1,10 +1,13 @@
-// The optional module rnnkernels._C: facts about this build. The operators do not need it.
+// The optional module rnnkernels._C: facts about this build, and plans of the CUDA kernels. The operators do not need it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <exception>
+#include <stdexcept>
+#include <string>
 
 #include "../cpu/dispatch.h"
+#include "../cuda/plan.h"
 
 namespace py = pybind11;
 
@@ -28,6 +31,39 @@ py::dict build_info() {
   return info;
 }
 
+// Names are those of Request and DeviceLimits.
+py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool backward, int64_t hidden, int64_t batch, int directions,
+                   bool projected, int compute_capability, int multiprocessors, int64_t shared_bytes, int most_cluster,
+                   bool persistent_only) {
+  using namespace rnnkernels::cuda;
+  if (cell != "lstm" && cell != "gru") throw std::invalid_argument("cell must be lstm or gru");
+  if (hidden < 1 || batch < 1 || directions < 1) throw std::invalid_argument("sizes must be positive");
+  ProductName product = ProductName::kTf32x3;
+  if (dtype == "bfloat16") {
+    product = ProductName::kBFloat16;
+  } else if (dtype == "float16") {
+    product = ProductName::kFloat16;
+  } else if (dtype != "float32") {
+    throw std::invalid_argument("dtype must be float32, bfloat16 or float16");
+  }
+  const Request request{cell == "lstm" ? CellName::kLstm : CellName::kGru, product, backward ? Pass::kBackward : Pass::kForward,
+                        hidden, batch, directions, projected};
+  const Plan plan = choose(request, {compute_capability, multiprocessors, shared_bytes, most_cluster}, measurements(), persistent_only);
+  const bool persistent = plan.schedule != Schedule::kStepwise;
+  py::dict result;
+  result["schedule"] = name(plan.schedule);
+  result["tile"] = persistent ? py::object(py::str(name(plan.tile))) : py::none();
+  result["ctas"] = plan.partition.ctas;
+  result["units"] = plan.partition.units;
+  result["rows"] = plan.rows;
+  result["threads"] = plan.threads;
+  result["shared_bytes"] = plan.shared_bytes;
+  result["microseconds"] = plan.microseconds;
+  result["measured"] = plan.measured;
+  result["reason"] = plan.reason;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -35,4 +71,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info,
         "Compiler, flags, torch version and instruction sets of the build, and the set chosen in this process "
         "(cpu_isa, or None and the reason in cpu_isa_error when RNNKERNELS_CPU_ISA cannot be served).");
+  m.def("cuda_plan", &cuda_plan,
+        "The schedule, tile and layout the CUDA kernels would take for a pass of a layer on a device with these limits, with the "
+        "estimated microseconds per step and the reason.",
+        py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("backward"), py::arg("hidden"), py::arg("batch"),
+        py::arg("directions") = 1, py::arg("projected") = false, py::arg("compute_capability"), py::arg("multiprocessors"),
+        py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("persistent_only") = false);
 }

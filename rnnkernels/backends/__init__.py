@@ -62,6 +62,10 @@ def _cpu_unsupported(request: Request) -> str | None:
     return _forward_ad_unsupported(request) or _unsupported_dtype(request) or native.missing()
 
 
+def _cuda_unsupported(request: Request) -> str | None:
+    return _forward_ad_unsupported(request) or native.cuda_unsupported(request)
+
+
 def _aten_unsupported(request: Request) -> str | None:
     if request.transformed or request.forward_ad:
         return "torch's own layers have no rule for torch.func transforms and forward-mode derivatives"
@@ -83,6 +87,7 @@ def _forward_ad_unsupported(request: Request) -> str | None:
 _BACKENDS = (
     Backend("cpu", "C++ kernels", "", _cpu_unsupported),
     Backend("aten", "torch's own kernels", None, _aten_unsupported),
+    Backend("cuda", "persistent CUDA kernels", "", _cuda_unsupported),  # by name, until measured against torch's
     Backend("reference", "the equations in plain torch operations", "reference_", _reference_unsupported),
 )
 #: Backend names in the order ``auto`` tries them.
