@@ -167,9 +167,10 @@ def find_cuda(torch) -> Path:
     if on_path:
         homes.insert(1, str(Path(on_path).resolve().parents[1]))
     for home in homes:
-        if home and (Path(home) / "bin" / "nvcc").exists():
+        # An nvcc on the path may be a script in front of another.
+        if home and (Path(home) / "bin" / "nvcc").exists() and (Path(home) / "include" / "cuda_runtime_api.h").exists():
             return Path(home)
-    raise BuildError("nvcc is not on the path nor under CUDA_HOME")
+    raise BuildError("no CUDA toolkit, nvcc with its headers, is on the path or under CUDA_HOME")
 
 
 def cuda_architectures(torch) -> tuple[str, list[str]]:
