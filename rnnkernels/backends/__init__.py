@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import native
+from . import native, triton
 
 CELLS = ("lstm", "gru")
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -62,6 +62,15 @@ def _cpu_unsupported(request: Request) -> str | None:
     return _forward_ad_unsupported(request) or _unsupported_dtype(request) or native.missing()
 
 
+def _triton_unsupported(request: Request) -> str | None:
+    return (
+        triton.missing()
+        or triton.unsupported_device(request.device)
+        or _forward_ad_unsupported(request)
+        or _unsupported_dtype(request)
+    )
+
+
 def _aten_unsupported(request: Request) -> str | None:
     if request.transformed or request.forward_ad:
         return "torch's own layers have no rule for torch.func transforms and forward-mode derivatives"
@@ -83,6 +92,7 @@ def _forward_ad_unsupported(request: Request) -> str | None:
 _BACKENDS = (
     Backend("cpu", "C++ kernels", "", _cpu_unsupported),
     Backend("aten", "torch's own kernels", None, _aten_unsupported),
+    Backend("triton", "Triton kernels", "triton_", _triton_unsupported),
     Backend("reference", "the equations in plain torch operations", "reference_", _reference_unsupported),
 )
 #: Backend names in the order ``auto`` tries them.

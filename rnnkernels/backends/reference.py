@@ -103,7 +103,7 @@ def gru_step_backward(
 # --- layers: all steps, both directions ---------------------------------------------------------------------------------
 
 
-def _accepts_one_step(layer: Callable) -> Callable:
+def accepts_one_step(layer: Callable) -> Callable:
     """Let a layer's forward or backward take one step of one direction without the axes for steps and directions."""
     names = list(inspect.signature(layer).parameters)
 
@@ -127,7 +127,7 @@ def _without_steps(result: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return (result[0] if result.dim() == 3 else result[0, 0]).clone()
 
 
-@_accepts_one_step
+@accepts_one_step
 def lstm_forward(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -166,7 +166,7 @@ def lstm_forward(
     )
 
 
-@_accepts_one_step
+@accepts_one_step
 def lstm_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -222,7 +222,7 @@ def lstm_backward(
     )
 
 
-@_accepts_one_step
+@accepts_one_step
 def gru_forward(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -255,7 +255,7 @@ def gru_forward(
     )
 
 
-@_accepts_one_step
+@accepts_one_step
 def gru_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
