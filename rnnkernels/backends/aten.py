@@ -29,9 +29,7 @@ def forward(
     return function(input, batch_sizes, hx, *options)
 
 
-def cell_forward(
-    cell: str, input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]
-) -> tuple[Tensor, ...]:
+def cell_forward(cell: str, input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """One step. input (N, I), states (N, H); weights w_ih, w_hh, b_ih, b_hh -> the new states."""
     if cell == "lstm":
         return torch._VF.lstm_cell(input, states, *weights)

@@ -87,9 +87,7 @@ def gru_step(x: Tensor, h: Tensor, w: DirectionWeights) -> tuple[Tensor, Tensor]
     return h, torch.stack((r, z, n, q), dim=-2)
 
 
-def gru_step_backward(
-    d_h: Tensor, gates: Tensor, h_before: Tensor, w: DirectionWeights
-) -> tuple[Tensor, Tensor, Tensor]:
+def gru_step_backward(d_h: Tensor, gates: Tensor, h_before: Tensor, w: DirectionWeights) -> tuple[Tensor, Tensor, Tensor]:
     """GB5-GB3 up to d(a), d(u). -> d(h') (n, H), d(a) (n, 3H) of the input side, d(u) (n, 3H) of the hidden side."""
     r, z, n, q = gates.unbind(dim=-2)
     d_n, d_z = d_h * (1 - z), d_h * (h_before - n)  # GB5
@@ -360,9 +358,7 @@ def _output_gradient_steps(
     return _steps(own.to(like[0].dtype), batch_sizes)
 
 
-def _weight_gradients(
-    d_a: Tensor, d_u: Tensor, x: Tensor, h_before: list[Tensor], has_biases: bool
-) -> list[Tensor]:
+def _weight_gradients(d_a: Tensor, d_u: Tensor, x: Tensor, h_before: list[Tensor], has_biases: bool) -> list[Tensor]:
     """LB1 and GB3: sums over all rows of all steps. d_a (R, G*H) faces the input, d_u (R, G*H) the hidden state."""
     rows = x.flatten(0, 1) if x.dim() == 3 else x
     grads = [d_a.t() @ rows, d_u.t() @ torch.cat(h_before)]
