@@ -174,6 +174,7 @@ class Explanation:
     asked_for: str
     chosen: str | None
     objections: dict[str, str | None]
+    schedules: str | None = None  # the chosen backend's, where it has several and the batch is known
 
     def __str__(self) -> str:
         r = self.request
@@ -188,27 +189,32 @@ class Explanation:
             objection = self.objections[backend.name]
             mark = "->" if backend.name == self.chosen else "  "
             lines.append(f"{mark} {backend.name:<10} {backend.description}: {objection or 'can serve'}")
+        if self.schedules is not None:
+            lines.append(f"schedules: {self.schedules}")
         return "\n".join(lines)
 
 
-def explain_request(request: Request) -> Explanation:
+def explain_request(request: Request, batch: int | None = None) -> Explanation:
     """:func:`choose` with its reasons, never raising for an unsupported request."""
     objections = {backend.name: backend.unsupported(request) for backend in _BACKENDS}
     candidates = PREFERENCE if _selection.name == "auto" else (_selection.name,)
     chosen = next((name for name in candidates if objections[name] is None), None)
-    return Explanation(request, _selection.name, chosen, objections)
+    schedules = triton.describe(request, batch) if chosen == "triton" and batch else None
+    return Explanation(request, _selection.name, chosen, objections, schedules)
 
 
 def explain(target: Request | torch.nn.Module, input: torch.Tensor | None = None) -> Explanation:
-    """Why a module, or a request, is computed where it is: ``print(explain(module))``.
+    """Why a module, or a request, is computed where it is: ``print(explain(module, input))``.
 
     Args:
         target: a :class:`Request`, or an LSTM, GRU, LSTMCell or GRUCell of this package.
-        input: what the module would be called with, where its dtype or device differ from the parameters'.
+        input: what the module would be called with, where its dtype or device differ from the parameters'. With it, a backend
+            that has several schedules says which it would take.
     """
     if isinstance(target, Request):
         return explain_request(target)
     request_of = getattr(target, "request", None)
     if request_of is None:
         raise TypeError(f"explain() takes a Request or a module of rnnkernels, got {type(target).__name__}")
-    return explain_request(request_of(input))
+    batch_of = getattr(target, "batch_of", None)
+    return explain_request(request_of(input), None if input is None or batch_of is None else batch_of(input))

@@ -1,6 +1,7 @@
 """Triton kernels for NVIDIA and AMD GPUs: no compiler is needed at install time.
 
-The kernels import Triton, and are imported, when a layer first runs on them: ``import rnnkernels`` stays quick and works without it.
+The kernels import Triton, and are imported, when a layer first runs on them: ``import rnnkernels`` stays quick and works
+without it.
 
 ======================  ==============================================================================
 :mod:`.tiles`           what kernels of both cells are made of
@@ -19,8 +20,12 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from .. import Request
 
 
 def interpreted() -> bool:
@@ -63,3 +68,28 @@ def implementation(name: str) -> Callable:
         return function()(*args)
 
     return call
+
+
+def describe(request: Request, batch: int) -> str:
+    """The schedules and tiles of forward and backward for a batch, in words. The request must be one that can be served."""
+    from . import sequence, tuning
+    from .plan import Workload, why_stepwise
+
+    tensor = torch.empty(0, dtype=request.dtype, device=request.device)
+    device = sequence.device_of(tensor)
+    parts = []
+    for backward in (False, True):
+        work = Workload(
+            request.cell,
+            backward,
+            request.hidden_size,
+            batch,
+            2 if request.bidirectional else 1,
+            tensor.element_size(),
+            sequence.precision(request.dtype),
+            bool(request.proj_size),
+        )
+        tiling = tuning.tiling_for(work, device, tensor)
+        why = why_stepwise(work, device) if tiling.schedule == "stepwise" else None
+        parts.append(f"{'backward' if backward else 'forward'} {tiling}" + (f" ({why})" if why else ""))
+    return "; ".join(parts)

@@ -84,7 +84,7 @@ def load_preactivations(x_gates, begin, n, rows, units, H):
     return x_r, x_z, x_n
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "batch", "n_rows", "first_row_block"])
 def forward_kernel(
     x_gates,  # (D, R, 3H): without b_hn
     w_hh,  # (D, 3H, H)
@@ -186,7 +186,7 @@ def forward_kernel(
 # --- forward: one step ---------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_elements"])
 def step_forward_kernel(
     x_gates,  # (n, 3H): W_ih x + biases but for b_hn
     h_gates,  # (n, 3H) in the state dtype: W_hh h'
@@ -347,7 +347,7 @@ def load_saved(gates, begin, n, rows, units, H):
     return r, z, candidate, q
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "batch", "n_rows", "first_row_block"])
 def backward_kernel(
     d_output,  # (R, D * H), not read unless HAS_D_OUTPUT
     d_h_n,  # (D, N, H)
@@ -472,7 +472,7 @@ def backward_kernel(
 # --- backward: one step --------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_elements"])
 def step_backward_kernel(
     d_h,  # (n, H) in the state dtype: d(h) from the step after in, d(h') but for the share through W_hh out
     d_output,  # (n, H), rows output_stride elements apart, not read unless HAS_D_OUTPUT

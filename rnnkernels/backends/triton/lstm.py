@@ -88,7 +88,7 @@ def load_preactivations(x_gates, begin, n, rows, units, H):
     return x_i, x_f, x_g, x_o
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "batch", "n_rows", "first_row_block"])
 def forward_kernel(
     x_gates,  # (D, R, 4H)
     w_hh,  # (D, 4H, H)
@@ -192,7 +192,7 @@ def forward_kernel(
 # --- forward: one step ---------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_elements"])
 def step_forward_kernel(
     x_gates,  # (n, 4H): W_ih x + biases
     h_gates,  # (n, 4H) in the state dtype: W_hh h'
@@ -360,7 +360,7 @@ def load_saved(gates, begin, n, rows, units, H):
     return i, f, g, o
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "batch", "n_rows", "first_row_block"])
 def backward_kernel(
     d_output,  # (R, D * H), not read unless HAS_D_OUTPUT
     d_h_n,  # (D, N, H)
@@ -492,7 +492,7 @@ def backward_kernel(
 # --- backward: one step --------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_elements"])
 def step_backward_kernel(
     d_h,  # (n, H) in the state dtype: gradients of h from the step after
     d_output,  # (n, H), rows output_stride elements apart, not read unless HAS_D_OUTPUT
