@@ -240,11 +240,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One GRU layer; the operator's contract is in :mod:`rnnkernels.ops`."""
     directions = split_directions(weights, has_biases, False, bidirectional)
+    h0 = h0.contiguous()
     D, N, H = h0.shape
     steps = Steps(input, batch_sizes, N)
     output = input.new_empty(*input.shape[:-1], D * H)
     gates = input.new_empty((D, *input.shape[:-1], 4, H) if save_for_backward else 0)
-    if steps.n_rows == 0:
+    if steps.n_rows == 0 or H == 0:
         return output, h0.clone(), gates
     with rnn_precision(input):
         x_gates = project_input(input.reshape(steps.n_rows, -1), [w.w_ih for w in directions], _outer_biases(directions, H))
@@ -286,7 +287,7 @@ def _forward_in_tiles(
         "x_gates": x_gates,
         "w_hh": stacked([w.w_hh for w in directions]),
         "b_hn": stacked(b_hn) if b_hn else x_gates,
-        "h0": h0.contiguous(),
+        "h0": h0,
         "offsets": arrived if offsets is None else offsets,
         "output": output,
         "h_n": h_n,
@@ -311,7 +312,7 @@ def _forward_stepwise(
     output = output.view(steps.n_rows, -1)
     h_n = torch.empty_like(h0)
     for d, w in enumerate(directions):
-        h = h0[d].to(state_dtype(h0.dtype), copy=True).contiguous()
+        h = h0[d].to(state_dtype(h0.dtype), copy=True)
         own_gates = gates[d].view(-1, 4, H) if save else gates
         for t in steps.order(d):
             n, rows = steps.sizes[t], slice(steps.begins[t], steps.begins[t] + steps.sizes[t])
@@ -525,11 +526,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients of :func:`forward`."""
     directions = split_directions(weights, has_biases, False, bidirectional)
+    h0, output, gates = (t.contiguous() for t in (h0, output, gates))  # vmap leaves them in any layout
     D, N, H = h0.shape
     steps = Steps(input, batch_sizes, N)
     d_h_n = torch.zeros_like(h0) if grad_h_n is None else grad_h_n.contiguous()
     d_output = None if grad_output is None else grad_output.reshape(steps.n_rows, D * H).contiguous()
-    if steps.n_rows == 0:
+    if steps.n_rows == 0 or H == 0:
         d_weights = [torch.zeros_like(w) for w in weights if needs_weight_grads]
         return input.new_zeros(input.shape if needs_input_grad else 0), d_h_n.clone(), d_weights
     d_gates = input.new_empty(D, steps.n_rows, 4, H)
@@ -551,7 +553,7 @@ def backward(
             d_weights += [d_a[d].t() @ input.reshape(steps.n_rows, -1), torch.cat((d_rz.t() @ h_before, d_q.t() @ h_before))]
             if has_biases:
                 own = d_bias[d].to(input.dtype)
-                d_weights += [own[:3].flatten(), torch.cat((own[0], own[1], own[3]))]
+                d_weights += [torch.cat((own[0], own[1], own[2])), torch.cat((own[0], own[1], own[3]))]
     return d_input, d_h0, d_weights
 
 
@@ -578,7 +580,7 @@ def _backward_in_tiles(
         "w_hh": stacked([w.w_hh for w in directions]),
         "gates": gates,
         "output": output,
-        "h0": h0.contiguous(),
+        "h0": h0,
         "offsets": arrived if offsets is None else offsets,
         "d_gates": d_gates,
         "d_h0": d_h0,

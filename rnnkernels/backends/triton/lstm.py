@@ -245,6 +245,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One LSTM layer; the operator's contract is in :mod:`rnnkernels.ops`."""
     directions = split_directions(weights, has_biases, has_projection, bidirectional)
+    h0, c0 = h0.contiguous(), c0.contiguous()
     D, N, P = h0.shape
     H, dtype = c0.size(-1), state_dtype(input.dtype)
     steps = Steps(input, batch_sizes, N)
@@ -252,7 +253,7 @@ def forward(
     shape = (D, *input.shape[:-1])
     gates = input.new_empty((*shape, 4, H) if save_for_backward else 0)
     cells = input.new_empty((*shape, H) if save_for_backward else 0, dtype=dtype)
-    if steps.n_rows == 0:
+    if steps.n_rows == 0 or H == 0:
         return output, h0.clone(), c0.clone(), gates, cells
     with rnn_precision(input):
         biases = [None if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh for w in directions]
@@ -285,8 +286,8 @@ def _forward_in_tiles(
     arguments = {
         "x_gates": x_gates,
         "w_hh": stacked([w.w_hh for w in directions]),
-        "h0": h0.contiguous(),
-        "c0": c0.contiguous(),
+        "h0": h0,
+        "c0": c0,
         "offsets": arrived if offsets is None else offsets,
         "output": output,
         "h_n": h_n,
@@ -317,9 +318,9 @@ def _forward_stepwise(
 ) -> tuple[Tensor, Tensor]:
     P, H, save = h0.size(-1), c0.size(-1), gates.numel() > 0
     output = output.view(steps.n_rows, -1)
-    h_n, c_n = h0.clone(memory_format=torch.contiguous_format), torch.empty_like(c0)
+    h_n, c_n = h0.clone(), torch.empty_like(c0)
     for d, w in enumerate(directions):
-        h, c = h_n[d], c0[d].to(state_dtype(c0.dtype), copy=True).contiguous()
+        h, c = h_n[d], c0[d].to(state_dtype(c0.dtype), copy=True)
         own_gates, own_cells = (gates[d].view(-1, 4, H), cells[d].view(-1, H)) if save else (gates, cells)
         for t in steps.order(d):
             n, rows = steps.sizes[t], slice(steps.begins[t], steps.begins[t] + steps.sizes[t])
@@ -552,13 +553,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of :func:`forward`."""
     directions = split_directions(weights, has_biases, has_projection, bidirectional)
+    h0, c0, output, gates, cells = (t.contiguous() for t in (h0, c0, output, gates, cells))  # vmap leaves them in any layout
     D, N, P = h0.shape
     H = c0.size(-1)
     steps = Steps(input, batch_sizes, N)
     d_h_n = torch.zeros_like(h0) if grad_h_n is None else grad_h_n.contiguous()
     d_c_n = torch.zeros_like(c0) if grad_c_n is None else grad_c_n.contiguous()
     d_output = None if grad_output is None else grad_output.reshape(steps.n_rows, D * P).contiguous()
-    if steps.n_rows == 0:
+    if steps.n_rows == 0 or H == 0:
         d_weights = [torch.zeros_like(w) for w in weights if needs_weight_grads]
         return input.new_zeros(input.shape if needs_input_grad else 0), d_h_n.clone(), d_c_n.clone(), d_weights
     d_gates = input.new_empty(D, steps.n_rows, 4, H)
@@ -581,7 +583,7 @@ def backward(
             h_before = steps.before(output.view(steps.n_rows, -1)[:, d * P : (d + 1) * P], h0[d], d)
             d_weights += [d_a[d].t() @ input.reshape(steps.n_rows, -1), d_a[d].t() @ h_before]
             if has_biases:
-                own = d_bias[d].flatten().to(input.dtype)
+                own = d_bias[d].flatten().to(input.dtype, copy=True)
                 d_weights += [own, own.clone()]
             if w.w_hr is not None:
                 h = gates[d].view(-1, 4, H)[:, 3] * cells[d].view(-1, H).tanh()
@@ -614,7 +616,7 @@ def _backward_in_tiles(
         "w_hh": stacked([w.w_hh for w in directions]),
         "gates": gates,
         "cells": cells,
-        "c0": c0.contiguous(),
+        "c0": c0,
         "offsets": arrived if offsets is None else offsets,
         "d_gates": d_gates,
         "d_h0": d_h0,
