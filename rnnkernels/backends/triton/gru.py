@@ -34,6 +34,7 @@ from .tiles import (
     accumulator,
     barrier,
     load_backward_weights,
+    load_bias,
     load_forward_weights,
     load_rows,
     multiply_add,
@@ -75,7 +76,7 @@ def cell_backward(d_h, r, z, n, q, h_before):
 
 @triton.jit
 def load_preactivations(x_gates, begin, n, rows, units, H):
-    """Step rows of W_ih x + biases: three tiles [UNITS, ROWS], zero where no row is active."""
+    """Step rows of W_ih x: three tiles [UNITS, ROWS], zero where no row is active."""
     address = x_gates + begin * 3 * H + (rows * 3 * H)[None, :] + units[:, None]
     mask = (rows < n)[None, :] & (units < H)[:, None]
     x_r = tl.load(address, mask=mask, other=0.0)
@@ -86,9 +87,9 @@ def load_preactivations(x_gates, begin, n, rows, units, H):
 
 @triton.jit(do_not_specialize=["steps", "batch", "n_rows", "first_row_block"])
 def forward_kernel(
-    x_gates,  # (D, R, 3H): without b_hn
+    x_gates,  # (D, R, 3H) float32: W_ih x
+    bias,  # (D, 4, H) float32: b_ir + b_hr, b_iz + b_hz, b_in, b_hn
     w_hh,  # (D, 3H, H)
-    b_hn,  # (D, H), not read unless HAS_BIASES
     h0,  # (D, N, H)
     offsets,  # (T + 1) int64: the row where each step begins; not read unless PACKED
     output,  # (R, D * H)
@@ -108,7 +109,6 @@ def forward_kernel(
     ALONE: tl.constexpr,  # one program has all units: h stays inside and no barrier is needed
     PACKED: tl.constexpr,
     SAVE: tl.constexpr,
-    HAS_BIASES: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     CAN_TRAP: tl.constexpr,
@@ -128,10 +128,8 @@ def forward_kernel(
     weights = load_forward_weights(
         w_hh + direction.to(tl.int64) * 3 * H * H, unit_block * UNITS, H, 3, UNITS, CHUNK, N_CHUNKS, SPLIT
     )
-    bias = tl.zeros((UNITS, 1), tl.float32)
-    if HAS_BIASES:
-        bias = tl.load(b_hn + direction * H + units, mask=units < H, other=0.0).to(tl.float32)[:, None]
 
+    b_r, b_z, b_n, b_q = load_bias(bias + direction * 4 * H, units, H)
     h = tl.load(h0 + state_tile, mask=present, other=0.0).to(tl.float32)
     t = direction * (steps - 1)
     begin, n = step_rows(offsets, t, steps, batch, PACKED)
@@ -145,7 +143,7 @@ def forward_kernel(
         if ALONE:
             acc = accumulator(GATE_SLOTS * UNITS, ROWS, SPLIT)
             acc = multiply_add(weights[0], h.to(w_hh.dtype.element_ty), acc, SPLIT, PRECISION, UPCAST)
-            h_r, h_z, q, _ = split_gates(sum_parts(acc, SPLIT), UNITS)
+            h_r, h_z, q, _ = split_gates(sum_parts(acc, SPLIT), UNITS, SPLIT)
         else:
             if step > 0:
                 barrier(arrived, step * n_unit_blocks, CAN_TRAP)
@@ -166,8 +164,8 @@ def forward_kernel(
                 PRECISION,
                 UPCAST,
             )
-        q += bias  # G3
-        r, z, candidate, h_new = cell_forward(x_r, x_z, x_n, h_r, h_z, q, h)
+        q += b_q  # G3
+        r, z, candidate, h_new = cell_forward(x_r + b_r, x_z + b_z, x_n + b_n, h_r, h_z, q, h)
         active = (rows < n)[None, :] & (units < H)[:, None]
         h = tl.where(active, h_new, h)
         tl.store(output + (begin + rows)[None, :] * directions * H + units[:, None], h, mask=active)
@@ -188,17 +186,16 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["n_elements"])
 def step_forward_kernel(
-    x_gates,  # (n, 3H): W_ih x + biases but for b_hn
+    x_gates,  # (n, 3H) in the state dtype: W_ih x
+    bias,  # (4, H) in the state dtype: b_ir + b_hr, b_iz + b_hz, b_in, b_hn
     h_gates,  # (n, 3H) in the state dtype: W_hh h'
-    b_hn,  # (H), not read unless HAS_BIASES
-    h_state,  # (n, H): h' in, h out
+    h_state,  # (n, H) in the state dtype: h' in, h out
     output,  # (n, H) h again, rows output_stride elements apart
     gates,  # (n, 4, H), written if SAVE
     n_elements,  # n * H
     H,
     output_stride,
     SAVE: tl.constexpr,
-    HAS_BIASES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -207,13 +204,11 @@ def step_forward_kernel(
     gate = row * 3 * H + unit
     h_r = tl.load(h_gates + gate, mask=mask, other=0.0)
     h_z = tl.load(h_gates + gate + H, mask=mask, other=0.0)
-    q = tl.load(h_gates + gate + 2 * H, mask=mask, other=0.0)
-    x_r = tl.load(x_gates + gate, mask=mask, other=0.0).to(q.dtype)
-    x_z = tl.load(x_gates + gate + H, mask=mask, other=0.0).to(q.dtype)
-    x_n = tl.load(x_gates + gate + 2 * H, mask=mask, other=0.0).to(q.dtype)
-    if HAS_BIASES:
-        q += tl.load(b_hn + unit, mask=mask, other=0.0).to(q.dtype)  # G3
-    h_before = tl.load(h_state + index, mask=mask, other=0.0).to(q.dtype)
+    q = tl.load(h_gates + gate + 2 * H, mask=mask, other=0.0) + tl.load(bias + 3 * H + unit, mask=mask, other=0.0)  # G3
+    x_r = tl.load(x_gates + gate, mask=mask, other=0.0) + tl.load(bias + unit, mask=mask, other=0.0)
+    x_z = tl.load(x_gates + gate + H, mask=mask, other=0.0) + tl.load(bias + H + unit, mask=mask, other=0.0)
+    x_n = tl.load(x_gates + gate + 2 * H, mask=mask, other=0.0) + tl.load(bias + 2 * H + unit, mask=mask, other=0.0)
+    h_before = tl.load(h_state + index, mask=mask, other=0.0)
     r, z, candidate, h = cell_forward(x_r, x_z, x_n, h_r, h_z, q, h_before)
     tl.store(h_state + index, h, mask=mask)
     tl.store(output + row * output_stride + unit, h, mask=mask)
@@ -248,29 +243,31 @@ def forward(
     if steps.n_rows == 0 or H == 0:
         return output, h0.clone(), gates
     with rnn_precision(input):
-        x_gates = project_input(input.reshape(steps.n_rows, -1), [w.w_ih for w in directions], _outer_biases(directions, H))
+        x_gates = project_input(input.reshape(steps.n_rows, -1), [w.w_ih for w in directions])
+        bias = _bias(directions, H, state_dtype(input.dtype))
         work = _workload(input, steps, H, D, backward=False)
         tiling = tiling_for(work, input)
         if tiling.schedule == "stepwise":
-            h_n = _forward_stepwise(x_gates, directions, h0, steps, output, gates)
+            h_n = _forward_stepwise(x_gates, bias, directions, h0, steps, output, gates)
         else:
-            h_n = _forward_in_tiles(x_gates, directions, h0, steps, output, gates, tiling, work)
+            h_n = _forward_in_tiles(x_gates, bias, directions, h0, steps, output, gates, tiling, work)
     return output, h_n, gates
 
 
-def _outer_biases(directions: list[DirectionWeights], H: int) -> list[Tensor | None]:
-    """Per direction the biases that are added outside of r * q: all but b_hn."""
-    biases: list[Tensor | None] = []
-    for w in directions:
-        if w.b_ih is None or w.b_hh is None:
-            biases.append(None)
-        else:
-            biases.append(torch.cat((w.b_ih[: 2 * H] + w.b_hh[: 2 * H], w.b_ih[2 * H :])))
-    return biases
+def _bias(directions: list[DirectionWeights], H: int, dtype: torch.dtype) -> Tensor:
+    """(D, 4, H) what G1, G2, G4 and G3 add."""
+    result = directions[0].w_hh.new_zeros(len(directions), 4, H, dtype=dtype)
+    for own, w in zip(result, directions, strict=True):
+        if w.b_ih is not None and w.b_hh is not None:
+            torch.add(w.b_ih[: 2 * H].view(2, H).to(dtype), w.b_hh[: 2 * H].view(2, H), out=own[:2])
+            own[2] = w.b_ih[2 * H :]
+            own[3] = w.b_hh[2 * H :]
+    return result
 
 
 def _forward_in_tiles(
     x_gates: Tensor,
+    bias: Tensor,
     directions: list[DirectionWeights],
     h0: Tensor,
     steps: Steps,
@@ -279,14 +276,14 @@ def _forward_in_tiles(
     tiling: Tiling,
     work: Workload,
 ) -> Tensor:
-    row_blocks, H = tiling.n_row_blocks(steps.batch), work.hidden_size
+    row_blocks = tiling.n_row_blocks(steps.batch)
     arrived = torch.zeros(row_blocks, work.directions, dtype=torch.int32, device=output.device)
     offsets = steps.offsets(output.device)
-    h_n, b_hn = torch.empty_like(h0), [w.b_hh[2 * H :] for w in directions if w.b_hh is not None]
+    h_n = torch.empty_like(h0)
     arguments = {
         "x_gates": x_gates,
+        "bias": bias,
         "w_hh": stacked([w.w_hh for w in directions]),
-        "b_hn": stacked(b_hn) if b_hn else x_gates,
         "h0": h0,
         "offsets": arrived if offsets is None else offsets,
         "output": output,
@@ -296,17 +293,22 @@ def _forward_in_tiles(
         "steps": len(steps),
         "batch": steps.batch,
         "n_rows": steps.n_rows,
-        "H": H,
+        "H": work.hidden_size,
         "PACKED": steps.packed,
         "SAVE": gates.numel() > 0,
-        "HAS_BIASES": bool(b_hn),
     }
     run_in_tiles(forward_kernel, tiling, work, arguments, row_blocks)
     return h_n
 
 
 def _forward_stepwise(
-    x_gates: Tensor, directions: list[DirectionWeights], h0: Tensor, steps: Steps, output: Tensor, gates: Tensor
+    x_gates: Tensor,
+    bias: Tensor,
+    directions: list[DirectionWeights],
+    h0: Tensor,
+    steps: Steps,
+    output: Tensor,
+    gates: Tensor,
 ) -> Tensor:
     H, save = h0.size(-1), gates.numel() > 0
     output = output.view(steps.n_rows, -1)
@@ -318,15 +320,14 @@ def _forward_stepwise(
             n, rows = steps.sizes[t], slice(steps.begins[t], steps.begins[t] + steps.sizes[t])
             arguments = {
                 "x_gates": x_gates[d, rows],
+                "bias": bias[d],
                 "h_gates": matmul(h[:n].to(h0.dtype), w.w_hh.t()),
-                "b_hn": x_gates if w.b_hh is None else w.b_hh[2 * H :],
                 "h_state": h,
                 "output": output[rows, d * H : (d + 1) * H],
                 "gates": own_gates[rows],
                 "H": H,
                 "output_stride": output.stride(0),
                 "SAVE": save,
-                "HAS_BIASES": w.b_hh is not None,
             }
             elementwise(step_forward_kernel, n * H, arguments)
         h_n[d] = h

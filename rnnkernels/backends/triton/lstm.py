@@ -34,6 +34,7 @@ from .tiles import (
     accumulator,
     barrier,
     load_backward_weights,
+    load_bias,
     load_forward_weights,
     load_rows,
     multiply_add,
@@ -78,7 +79,7 @@ def cell_backward(d_h, d_c, i, f, g, o, c, c_before):
 
 @triton.jit
 def load_preactivations(x_gates, begin, n, rows, units, H):
-    """Step rows of W_ih x + biases: four tiles [UNITS, ROWS] in float32, zero where no row is active."""
+    """Step rows of W_ih x: four tiles [UNITS, ROWS], zero where no row is active."""
     address = x_gates + begin * 4 * H + (rows * 4 * H)[None, :] + units[:, None]
     mask = (rows < n)[None, :] & (units < H)[:, None]
     x_i = tl.load(address, mask=mask, other=0.0)
@@ -90,7 +91,8 @@ def load_preactivations(x_gates, begin, n, rows, units, H):
 
 @triton.jit(do_not_specialize=["steps", "batch", "n_rows", "first_row_block"])
 def forward_kernel(
-    x_gates,  # (D, R, 4H)
+    x_gates,  # (D, R, 4H) float32: W_ih x
+    bias,  # (D, 4, H) float32: b_ih + b_hh
     w_hh,  # (D, 4H, H)
     h0,  # (D, N, H)
     c0,  # (D, N, H)
@@ -135,6 +137,7 @@ def forward_kernel(
         w_hh + direction.to(tl.int64) * 4 * H * H, unit_block * UNITS, H, 4, UNITS, CHUNK, N_CHUNKS, SPLIT
     )
 
+    b_i, b_f, b_g, b_o = load_bias(bias + direction * 4 * H, units, H)
     h = tl.load(h0 + state_tile, mask=present, other=0.0).to(tl.float32)
     c = tl.load(c0 + state_tile, mask=present, other=0.0).to(tl.float32)
     t = direction * (steps - 1)
@@ -149,7 +152,7 @@ def forward_kernel(
         if ALONE:
             acc = accumulator(GATE_SLOTS * UNITS, ROWS, SPLIT)
             acc = multiply_add(weights[0], h.to(w_hh.dtype.element_ty), acc, SPLIT, PRECISION, UPCAST)
-            a_i, a_f, a_g, a_o = split_gates(sum_parts(acc, SPLIT), UNITS)
+            a_i, a_f, a_g, a_o = split_gates(sum_parts(acc, SPLIT), UNITS, SPLIT)
         else:
             if step > 0:
                 barrier(arrived, step * n_unit_blocks, CAN_TRAP)
@@ -170,7 +173,9 @@ def forward_kernel(
                 PRECISION,
                 UPCAST,
             )
-        i, f, g, o, c_new, h_new = cell_forward(a_i + x_i, a_f + x_f, a_g + x_g, a_o + x_o, c)  # L1
+        i, f, g, o, c_new, h_new = cell_forward(
+            a_i + (x_i + b_i), a_f + (x_f + b_f), a_g + (x_g + b_g), a_o + (x_o + b_o), c
+        )  # L1
         active = (rows < n)[None, :] & (units < H)[:, None]
         h = tl.where(active, h_new, h)
         c = tl.where(active, c_new, c)
@@ -194,7 +199,8 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["n_elements"])
 def step_forward_kernel(
-    x_gates,  # (n, 4H): W_ih x + biases
+    x_gates,  # (n, 4H) in the state dtype: W_ih x
+    bias,  # (4, H) in the state dtype: b_ih + b_hh
     h_gates,  # (n, 4H) in the state dtype: W_hh h'
     h_state,  # (n, H) the new h
     c_state,  # (n, H) in the state dtype: c' in, c out
@@ -212,10 +218,14 @@ def step_forward_kernel(
     row, unit = index // H, index % H
     gate = row * 4 * H + unit
     c = tl.load(c_state + index, mask=mask, other=0.0)
-    a_i = tl.load(x_gates + gate, mask=mask, other=0.0) + tl.load(h_gates + gate, mask=mask, other=0.0)  # L1
-    a_f = tl.load(x_gates + gate + H, mask=mask, other=0.0) + tl.load(h_gates + gate + H, mask=mask, other=0.0)
-    a_g = tl.load(x_gates + gate + 2 * H, mask=mask, other=0.0) + tl.load(h_gates + gate + 2 * H, mask=mask, other=0.0)
-    a_o = tl.load(x_gates + gate + 3 * H, mask=mask, other=0.0) + tl.load(h_gates + gate + 3 * H, mask=mask, other=0.0)
+    x_i = tl.load(x_gates + gate, mask=mask, other=0.0) + tl.load(bias + unit, mask=mask, other=0.0)
+    x_f = tl.load(x_gates + gate + H, mask=mask, other=0.0) + tl.load(bias + H + unit, mask=mask, other=0.0)
+    x_g = tl.load(x_gates + gate + 2 * H, mask=mask, other=0.0) + tl.load(bias + 2 * H + unit, mask=mask, other=0.0)
+    x_o = tl.load(x_gates + gate + 3 * H, mask=mask, other=0.0) + tl.load(bias + 3 * H + unit, mask=mask, other=0.0)
+    a_i = tl.load(h_gates + gate, mask=mask, other=0.0) + x_i  # L1
+    a_f = tl.load(h_gates + gate + H, mask=mask, other=0.0) + x_f
+    a_g = tl.load(h_gates + gate + 2 * H, mask=mask, other=0.0) + x_g
+    a_o = tl.load(h_gates + gate + 3 * H, mask=mask, other=0.0) + x_o
     i, f, g, o, c, h = cell_forward(a_i, a_f, a_g, a_o, c)
     tl.store(h_state + index, h, mask=mask)
     tl.store(c_state + index, c, mask=mask)
@@ -256,19 +266,29 @@ def forward(
     if steps.n_rows == 0 or H == 0:
         return output, h0.clone(), c0.clone(), gates, cells
     with rnn_precision(input):
-        biases = [None if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh for w in directions]
-        x_gates = project_input(input.reshape(steps.n_rows, -1), [w.w_ih for w in directions], biases)
+        x_gates = project_input(input.reshape(steps.n_rows, -1), [w.w_ih for w in directions])
+        bias = _bias(directions, H, dtype)
         work = _workload(input, steps, H, D, has_projection, backward=False)
         tiling = tiling_for(work, input)
         if tiling.schedule == "stepwise":
-            h_n, c_n = _forward_stepwise(x_gates, directions, h0, c0, steps, output, gates, cells)
+            h_n, c_n = _forward_stepwise(x_gates, bias, directions, h0, c0, steps, output, gates, cells)
         else:
-            h_n, c_n = _forward_in_tiles(x_gates, directions, h0, c0, steps, output, gates, cells, tiling, work)
+            h_n, c_n = _forward_in_tiles(x_gates, bias, directions, h0, c0, steps, output, gates, cells, tiling, work)
     return output, h_n, c_n, gates, cells
+
+
+def _bias(directions: list[DirectionWeights], H: int, dtype: torch.dtype) -> Tensor:
+    """(D, 4, H) what L1 adds to each gate."""
+    result = directions[0].w_hh.new_zeros(len(directions), 4, H, dtype=dtype)
+    for own, w in zip(result, directions, strict=True):
+        if w.b_ih is not None and w.b_hh is not None:
+            torch.add(w.b_ih.view(4, H).to(dtype), w.b_hh.view(4, H), out=own)
+    return result
 
 
 def _forward_in_tiles(
     x_gates: Tensor,
+    bias: Tensor,
     directions: list[DirectionWeights],
     h0: Tensor,
     c0: Tensor,
@@ -285,6 +305,7 @@ def _forward_in_tiles(
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
     arguments = {
         "x_gates": x_gates,
+        "bias": bias,
         "w_hh": stacked([w.w_hh for w in directions]),
         "h0": h0,
         "c0": c0,
@@ -308,6 +329,7 @@ def _forward_in_tiles(
 
 def _forward_stepwise(
     x_gates: Tensor,
+    bias: Tensor,
     directions: list[DirectionWeights],
     h0: Tensor,
     c0: Tensor,
@@ -328,6 +350,7 @@ def _forward_stepwise(
             unprojected = h[:n] if w.w_hr is None else h.new_empty(n, H)
             arguments = {
                 "x_gates": x_gates[d, rows],
+                "bias": bias[d],
                 "h_gates": matmul(h[:n], w.w_hh.t()),
                 "h_state": unprojected,
                 "c_state": c,

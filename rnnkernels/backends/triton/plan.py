@@ -132,8 +132,11 @@ def _program_tilings(work: Workload) -> list[Tiling]:
     units = max(16, 1 << (work.hidden_size - 1).bit_length())
     if units > MAX_ALONE[work.element_size]:
         return []
-    warps = 8 if units >= 64 and (units == 128 or work.element_size == 4) else 4
-    return [Tiling("program", units, rows, units, 1, warps) for rows in (16, 32)]
+    warps = 8 if units == 128 or (units == 64 and work.element_size == 4) else 4
+    # One part per warp, if it is as deep as a matrix instruction. Backward gains: the exchange that adds the parts also brings
+    # them into the layout of its many loads and stores. Forward has the exchange of the gates in any case.
+    splits = [warps, 1] if work.backward and units // warps >= 32 // work.element_size else [1]
+    return [Tiling("program", units, 16, units, split, warps) for split in splits]
 
 
 def _grid_tilings(work: Workload) -> list[Tiling]:
@@ -143,7 +146,6 @@ def _grid_tilings(work: Workload) -> list[Tiling]:
         Tiling("grid", GRID_UNITS, 16, chunk, 8, 8),
         Tiling("grid", GRID_UNITS, 32, chunk, 8, 8),
         Tiling("grid", GRID_UNITS, 32, 128, 1, 8),
-        Tiling("grid", GRID_UNITS, 64, 128, 1, 8),
     ]
 
 
@@ -151,7 +153,7 @@ def _fits(tiling: Tiling, work: Workload, device: Device) -> bool:
     return shared_memory(tiling, work) <= device.shared_memory and tiling.row_blocks_at_once(work, device) > 0
 
 
-def _rank(tiling: Tiling, work: Workload, device: Device) -> tuple:
-    """Least launches first, then no barrier, then the least rows per program, then the most parts."""
+def _rank(tiling: Tiling, work: Workload, device: Device) -> tuple[int, bool, int]:
+    """Least launches first, then no barrier, then the least rows per program; of equals, the first listed."""
     launches = -(-tiling.n_row_blocks(work.batch) // tiling.row_blocks_at_once(work, device))
-    return (launches, not tiling.alone, tiling.rows, -tiling.split)
+    return launches, not tiling.alone, tiling.rows

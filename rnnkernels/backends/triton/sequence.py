@@ -101,24 +101,22 @@ def rnn_precision(tensor: Tensor):
         switch.fp32_precision = before
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
+def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b in the state dtype: half types are multiplied as they are and summed, and left, in float32."""
     dtype = state_dtype(a.dtype)
     if a.dtype == dtype:
-        return a @ b
+        return torch.mm(a, b, out=out)
     if a.is_cuda:
-        return torch.mm(a, b, out_dtype=dtype)
-    return a.to(dtype) @ b.to(dtype)
+        return torch.mm(a, b, out_dtype=dtype, out=out)
+    return torch.mm(a.to(dtype), b.to(dtype), out=out)
 
 
-def project_input(rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
-    """(R, I) times each direction's w_ih (K, I), plus its bias (K,) -> (D, R, K)."""
-    result = rows.new_empty(len(weights), rows.size(0), weights[0].size(0))
-    for out, weight, bias in zip(result, weights, biases, strict=True):
-        if bias is None:
-            torch.mm(rows, weight.t(), out=out)
-        else:
-            torch.addmm(bias, rows, weight.t(), out=out)
+def project_input(rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """(R, I) times each direction's w_ih (K, I) -> (D, R, K) in the state dtype: gates that are far from zero would lose much if
+    their sums were rounded to a half type."""
+    result = rows.new_empty(len(weights), rows.size(0), weights[0].size(0), dtype=state_dtype(rows.dtype))
+    for out, weight in zip(result, weights, strict=True):
+        matmul(rows, weight.t(), out)
     return result
 
 
@@ -186,7 +184,7 @@ def run_in_tiles(kernel: Any, tiling: Tiling, work: Workload, arguments: dict[st
         "UPCAST": INTERPRETED and arguments["w_hh"].dtype == torch.bfloat16,
         "CAN_TRAP": not INTERPRETED and torch.version.hip is None,
     }
-    options = {"num_warps": tiling.num_warps, "num_stages": 1}
+    options = {"num_warps": tiling.num_warps, "num_stages": 1, "enable_fp_fusion": True}
     if not tiling.alone:
         options["launch_cooperative_grid"] = True
     for first in range(0, row_blocks, at_once):
@@ -198,4 +196,4 @@ def elementwise(kernel: Any, n: int, arguments: dict[str, Any]) -> None:
     """Launch a pointwise kernel over ``n`` elements, BLOCK to a program."""
     block = 1024
     if n:
-        launch(kernel, (-(-n // block), 1, 1), arguments | {"n_elements": n, "BLOCK": block}, num_warps=4)
+        launch(kernel, (-(-n // block), 1, 1), arguments | {"n_elements": n, "BLOCK": block}, num_warps=4, enable_fp_fusion=True)

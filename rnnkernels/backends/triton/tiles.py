@@ -81,6 +81,17 @@ def load_rows(data, stride, begin, n, rows, units, H):
     return tl.load(data + ((begin + rows) * stride)[None, :] + units[:, None], mask=mask, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def load_bias(bias, units, H):
+    """(4, H) float32 of one direction -> four columns [UNITS, 1]."""
+    inside = units < H
+    first = tl.load(bias + units, mask=inside, other=0.0)
+    second = tl.load(bias + H + units, mask=inside, other=0.0)
+    third = tl.load(bias + 2 * H + units, mask=inside, other=0.0)
+    fourth = tl.load(bias + 3 * H + units, mask=inside, other=0.0)
+    return first[:, None], second[:, None], third[:, None], fourth[:, None]
+
+
 # --- products over the hidden size ---------------------------------------------------------------------------------------
 
 
@@ -136,9 +147,12 @@ def sum_parts(acc, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def split_gates(acc, UNITS: tl.constexpr):
-    """[GATE_SLOTS * UNITS, ROWS] -> four tiles [UNITS, ROWS]."""
-    acc = tl.permute(tl.reshape(acc, (2, 2, UNITS, acc.shape[1])), (2, 3, 0, 1))
+def split_gates(acc, UNITS: tl.constexpr, SPLIT: tl.constexpr):
+    """[GATE_SLOTS * UNITS, ROWS], in the order of :func:`load_forward_weights`, -> four tiles [UNITS, ROWS]."""
+    if SPLIT == 1:
+        acc = tl.permute(tl.reshape(acc, (UNITS, 2, 2, acc.shape[1])), (0, 3, 1, 2))
+    else:
+        acc = tl.permute(tl.reshape(acc, (2, 2, UNITS, acc.shape[1])), (2, 3, 0, 1))
     even, odd = tl.split(acc)  # gates 0 and 2, gates 1 and 3
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -159,9 +173,18 @@ def load_forward_weights(
     N_CHUNKS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """-> per chunk of hidden units the left operand [GATE_SLOTS * UNITS, CHUNK], split; row ``gate * UNITS + unit``."""
+    """-> per chunk of hidden units the left operand [GATE_SLOTS * UNITS, CHUNK], split.
+
+    Rows: an unsplit product has a unit's gates side by side, which no layout of a matrix instruction's result keeps in one
+    thread; so :func:`split_gates` exchanges once, into the layout of loads and stores. Were gates apart, it would need no
+    exchange, the gate functions would be computed in the instruction's layout, and every load and store would be exchanged
+    instead. A split product is exchanged by :func:`sum_parts` anyway; gates apart then make the longer transfers.
+    """
     row = tl.arange(0, GATE_SLOTS * UNITS)
-    gate, unit = row // UNITS, first_unit + row % UNITS
+    if SPLIT == 1:
+        gate, unit = row % GATE_SLOTS, first_unit + row // GATE_SLOTS
+    else:
+        gate, unit = row // UNITS, first_unit + row % UNITS
     present = (gate < GATES) & (unit < H)
     weights = ()
     for chunk in tl.static_range(N_CHUNKS):
@@ -203,7 +226,7 @@ def multiply_hidden(
             initial = tl.load(h0 + (rows * H)[None, :] + k[:, None], mask=inside & from_h0[None, :], other=0.0)
             h = tl.where(from_h0[None, :], initial, h)
         acc = multiply_add(weights[chunk], h, acc, SPLIT, PRECISION, UPCAST)
-    return split_gates(sum_parts(acc, SPLIT), UNITS)
+    return split_gates(sum_parts(acc, SPLIT), UNITS, SPLIT)
 
 
 # --- the backward product: gradients of a program's hidden units from the gate gradients of all units ---------------------
