@@ -22,8 +22,8 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """input (T, N, I) or packed (R, I), states (L*D, N, ·) -> output and the final states.
 
-    Outside of training, too, cuDNN is told to train where a gradient may be asked for: otherwise it keeps nothing for backward and
-    raises there. Without dropout the results are the same.
+    Outside of training, too, cuDNN is told to train where a gradient may be asked for: otherwise it keeps nothing for backward
+    and raises there. Without dropout the results are the same.
     """
     if not train:
         dropout, train = 0.0, torch.is_grad_enabled()

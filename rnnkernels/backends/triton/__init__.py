@@ -10,6 +10,7 @@ without it.
 :mod:`.plan`            which schedule and tiles for which layer
 :mod:`.tuning`          measured tiles, kept on disk
 :mod:`.sequence`        what launchers share
+:mod:`.checks`          whether arguments are what the operators promise
 ======================  ==============================================================================
 """
 

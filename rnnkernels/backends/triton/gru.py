@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...layout import DirectionWeights, split_directions, state_dtype
 from ..reference import accepts_one_step
+from .checks import check_backward, check_forward
 from .plan import Tiling, Workload
 from .sequence import (
     Steps,
@@ -234,6 +235,7 @@ def forward(
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One GRU layer; the operator's contract is in :mod:`rnnkernels.ops`."""
+    check_forward("gru", input, batch_sizes, (h0,), weights, has_biases, False, bidirectional)
     directions = split_directions(weights, has_biases, False, bidirectional)
     h0 = h0.contiguous()
     D, N, H = h0.shape
@@ -526,6 +528,8 @@ def backward(
     needs_weight_grads: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients of :func:`forward`."""
+    check_forward("gru", input, batch_sizes, (h0,), weights, has_biases, False, bidirectional)
+    check_backward("gru", (grad_output, grad_h_n), input, (h0,), output, (gates,), h0.size(-1))
     directions = split_directions(weights, has_biases, False, bidirectional)
     h0, output, gates = (t.contiguous() for t in (h0, output, gates))  # vmap leaves them in any layout
     D, N, H = h0.shape

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...layout import DirectionWeights, split_directions, state_dtype
 from ..reference import accepts_one_step
+from .checks import check_backward, check_forward
 from .plan import Tiling, Workload
 from .sequence import (
     Steps,
@@ -254,6 +255,7 @@ def forward(
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One LSTM layer; the operator's contract is in :mod:`rnnkernels.ops`."""
+    check_forward("lstm", input, batch_sizes, (h0, c0), weights, has_biases, has_projection, bidirectional)
     directions = split_directions(weights, has_biases, has_projection, bidirectional)
     h0, c0 = h0.contiguous(), c0.contiguous()
     D, N, P = h0.shape
@@ -575,6 +577,8 @@ def backward(
     needs_weight_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of :func:`forward`."""
+    check_forward("lstm", input, batch_sizes, (h0, c0), weights, has_biases, has_projection, bidirectional)
+    check_backward("lstm", (grad_output, grad_h_n, grad_c_n), input, (h0, c0), output, (gates, cells), c0.size(-1))
     directions = split_directions(weights, has_biases, has_projection, bidirectional)
     h0, c0, output, gates, cells = (t.contiguous() for t in (h0, c0, output, gates, cells))  # vmap leaves them in any layout
     D, N, P = h0.shape

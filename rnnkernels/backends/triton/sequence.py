@@ -35,8 +35,6 @@ class Steps:
             self.n_rows = batch * input.size(0)
         else:
             self.sizes = batch_sizes.tolist()
-            if self.sizes != sorted(self.sizes, reverse=True):
-                raise RuntimeError(f"batch_sizes must not increase, got {self.sizes}")
             ends = batch_sizes.cumsum(0)
             self.begins = (ends - batch_sizes).tolist()
             self.n_rows = input.size(0)
@@ -61,13 +59,14 @@ class Steps:
             ordered = values.view(len(self), self.batch, -1)
             shifted = (initial[None], ordered[:-1]) if direction == 0 else (ordered[1:], initial[None])
             return torch.cat(shifted).flatten(0, 1)
-        index = torch.empty(self.n_rows, dtype=torch.int64)
-        n_before, begin_before = 0, 0
-        for t in self.order(direction):
-            begin, n = self.begins[t], self.sizes[t]
-            rows = torch.arange(n)
-            index[begin : begin + n] = torch.where(rows < n_before, begin_before + rows, self.n_rows + rows)
-            n_before, begin_before = n, begin
+        sizes = torch.tensor(self.sizes)
+        begins = self._ends - sizes
+        step = torch.arange(len(self)).repeat_interleave(sizes)  # of each row
+        row = torch.arange(self.n_rows) - begins[step]  # of the batch
+        before = step - 1 if direction == 0 else step + 1
+        inside = (before >= 0) & (before < len(self))
+        before = before.clamp(0, len(self) - 1)
+        index = torch.where(inside & (row < sizes[before]), begins[before] + row, self.n_rows + row)
         return torch.cat((values, initial)).index_select(0, index.to(values.device))
 
 
