@@ -22,6 +22,9 @@ MAX_ALONE = {2: 128, 4: 64}
 #: Hidden units per program of the grid: with four gates, the 64 rows of one Hopper matrix instruction.
 GRID_UNITS = 16
 
+#: Up to how many bytes of each weight row, by parts of a product, 32 batch rows per program need no more registers than there are.
+MAX_DEPTH_OF_32_ROWS = {1: 2304, 8: 1536}
+
 #: Copies of an operand that a precision multiplies with: 3xTF32 splits each into a large and a small part.
 OPERAND_COPIES = {"ieee": 1, "tf32": 1, "tf32x3": 2}
 
@@ -150,6 +153,9 @@ def _grid_tilings(work: Workload) -> list[Tiling]:
 
 
 def _fits(tiling: Tiling, work: Workload, device: Device) -> bool:
+    depth = tiling.chunk * tiling.n_chunks(work.hidden_size) * work.element_size
+    if not tiling.alone and tiling.rows == 32 and depth > MAX_DEPTH_OF_32_ROWS[tiling.split]:
+        return False
     return shared_memory(tiling, work) <= device.shared_memory and tiling.row_blocks_at_once(work, device) > 0
 
 
