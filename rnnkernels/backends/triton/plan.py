@@ -22,7 +22,7 @@ MAX_ALONE = {2: 128, 4: 64}
 #: Hidden units per program of the grid: with four gates, the 64 rows of one Hopper matrix instruction.
 GRID_UNITS = 16
 
-#: Up to how many bytes of each weight row, by parts of a product, 32 batch rows per program need no more registers than there are.
+#: By parts of a product, up to how many bytes of a row of weights 32 batch rows per program fit the registers.
 MAX_DEPTH_OF_32_ROWS = {1: 2304, 8: 1536}
 
 #: Copies of an operand that a precision multiplies with: 3xTF32 splits each into a large and a small part.
