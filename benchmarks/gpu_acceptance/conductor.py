@@ -142,40 +142,42 @@ class Child:
 def _run(plan: Plan, name: str, child: Child, deadline: float) -> dict[str, Any]:
     """Run a stage to its end, in as many processes as it takes -> its file's content."""
     for attempt in range(1, ATTEMPTS + 1):
-        child.go(deadline)
-        reason = _watch(child, deadline + GRACE, plan.row_limit)
-        content = read_json(child.path) or {
-            "schema": SCHEMA,
-            "stage": name,
-            "conditions": {},
-            "facts": {},
-            "rows": [],
-            "skipped": [],
-            "seconds": 0.0,
-        }
-        if child.process.returncode == 0 and reason is None:
+        try:
+            child.go(deadline)
+            reason = _watch(child, deadline + GRACE, plan.row_limit)
+        except BaseException:  # the run is ended from outside: nothing may stay behind
             child.stop()
-            return content
-        running = content.pop("running", None)
-        if child.process.returncode == FAULT:
-            reason = "a kernel broke the GPU's context"
-        elif reason is None:
-            reason = f"the process ended with {child.process.returncode}: {child.last_words()}"
-        if running is not None:
-            out_of_time = time.monotonic() >= deadline
-            lost = {"error": reason} if out_of_time else {"error": reason, "fault": reason}
-            content["rows"].append({**running, **lost})
+            _write_ended(child, "cut", "the run was ended from outside")
+            raise
         child.stop()
-        again = time.monotonic() < deadline and attempt < ATTEMPTS and (running is not None or child.process.returncode == FAULT)
-        if time.monotonic() >= deadline and (running is not None or content["rows"]):
-            content |= {"status": "cut", "reason": f"out of time; {reason}"}
-        else:
-            content |= {"status": "failed", "reason": reason}
-        write_json(child.path, content)
-        if not again:
+        code = child.process.returncode
+        if code == 0 and reason is None and (content := read_json(child.path)) is not None:
+            return content
+        if code == FAULT:
+            reason = "a kernel broke the GPU's context"
+        reason = reason or f"the process ended with {code}: {child.last_words()}"
+        out_of_time = time.monotonic() >= deadline
+        content, lost = _write_ended(child, "cut" if out_of_time else "failed", reason, fault=not out_of_time)
+        # One that died between rows would die there again.
+        if out_of_time or not (lost or code == FAULT) or attempt == ATTEMPTS:
             break
         child = Child(plan, name)
     return content
+
+
+def _write_ended(child: Child, status: str, reason: str, fault: bool = False) -> tuple[dict[str, Any], bool]:
+    """Bring the file of a stage whose process is gone to an end -> its content, and whether a row was being measured: that row
+    is at fault, or else left out."""
+    empty = {"schema": SCHEMA, "stage": child.name, "seconds": 0.0, "conditions": {}, "facts": {}, "rows": [], "skipped": []}
+    content = read_json(child.path) or empty
+    running = content.pop("running", None)
+    if running is not None and fault:
+        content["rows"].append({**running, "error": reason, "fault": reason})
+    elif running is not None:
+        content["skipped"].append(running["key"])
+    content |= {"status": status, "reason": reason}
+    write_json(child.path, content)
+    return content, running is not None
 
 
 def _watch(child: Child, until: float, row_limit: float) -> str | None:
