@@ -211,7 +211,7 @@ from pathlib import Path
 from benchmarks.gpu_acceptance.stage import Stage
 
 def fault():
-    stage._fault = lambda: "an illegal memory access"
+    stage.fault = lambda: "an illegal memory access"
     return {}
 
 def run(stage):
@@ -385,7 +385,8 @@ def test_on_a_gpu_kernel_times_and_peak_memory_are_measured(gpu_stage, monkeypat
     stage = gpu_stage("speed")
     stage.run(speed.run)
     (row,) = stage.content["rows"]
-    assert set(row["results"]) == {"torch.nn", "program", "grid", "stepwise", "plan"}
+    assert set(row["results"]) == {"torch.nn", "program", "grid", "plan"}
+    assert row["results"]["plan"]["same_as"] == "program"
     for entry in row["results"].values():
         assert entry["peak_memory_bytes"] == 4000
         assert entry["us_per_step"] == pytest.approx(entry["kernel"]["median_s"] / 2 * 1e6)
@@ -477,15 +478,24 @@ def test_the_first_cases_timed_span_the_sizes():
     assert set(speed.SHAPES) == {(H, B) for H in (64, 128, 256, 512, 768, 1024) for B in (1, 16, 64, 256)}
 
 
-def test_a_contestant_that_computes_something_else_is_not_timed():
-    calls = {"torch.nn": lambda: (torch.ones(4),), "wrong": lambda: (torch.zeros(4),), "broken": lambda: 1 / 0}
+def test_a_contestant_that_computes_something_else_is_not_timed(stage):
+    calls = {"torch.nn": lambda: (torch.ones(4),), "wrong": lambda: (torch.zeros(4),)}
     calls["out of memory"] = functools.partial(_raise, torch.OutOfMemoryError("no memory left"))
-    del calls["broken"]
     results = {name: {} for name in calls}
-    speed._admit(calls, results)
+    assert speed._admit(stage("speed"), calls, results) is None
     assert list(calls) == ["torch.nn"]
     assert "differ from torch.nn's by 1" in results["wrong"]["error"]
     assert "no memory left" in results["out of memory"]["error"]
+
+
+def test_a_schedule_that_breaks_the_context_is_named_and_nothing_more_is_called(stage):
+    running = stage("speed")
+    running.fault = lambda: "an illegal memory access"
+    calls = {"torch.nn": lambda: (torch.ones(4),), "grid": functools.partial(_raise, RuntimeError("trap"))}
+    calls["plan"] = functools.partial(_raise, AssertionError("called"))
+    results = {name: {} for name in calls}
+    assert speed._admit(running, calls, results) == "grid"
+    assert results["grid"]["error"] == "trap"
 
 
 def _raise(error):
@@ -595,8 +605,10 @@ import os, time
 from pathlib import Path
 from benchmarks.cases import Case
 from benchmarks.gpu_acceptance import compiling
+from benchmarks.gpu_acceptance import mechanism_kernels as kernels
 from benchmarks.gpu_acceptance.stage import Stage
-from rnnkernels.backends.triton.plan import Tiling
+from rnnkernels.backends.triton.plan import Device, Tiling
+import torch
 
 def jobs(device):
     assert device.processors == 132
@@ -610,8 +622,16 @@ if __name__ == "__main__":
     machine._add(hardware)
     compiling.jobs = jobs
     stage = Stage("compiling", directory, "cuda", time.monotonic() + 300)
-    stage._fault = lambda: None
+    stage.fault = lambda: None
     stage.run(compiling.run)
+    # What the stage mechanisms launches is compiled when it is; here, to see that it can be.
+    compiling._begin(compiling.Target(90, Device(132, 232448)), os.getpid())
+    numbers, counter = (torch.empty(1 << 15, dtype=dtype, device="meta") for dtype in (torch.float32, torch.int32))
+    together = {"num_warps": 8, "launch_cooperative_grid": True, "grid": (64,), "CAN_TRAP": True}
+    kernels.empty_kernel.warmup(numbers, grid=(1,))
+    kernels.barrier_kernel.warmup(counter, 100, **together)
+    kernels.exchange_kernel.warmup(numbers.bfloat16(), counter, numbers, 100, OWN=256, ALL=1 << 14, **together)
+    kernels.cache_read_kernel.warmup(numbers, numbers, 1 << 15, 100, BLOCK=4096, num_warps=8, grid=(132,))
 """
     script = tmp_path / "compile_ahead.py"
     script.write_text(code)
@@ -622,6 +642,7 @@ if __name__ == "__main__":
     assert content["status"] == "complete", content["reason"]
     compiled, refused = sorted(content["rows"], key=lambda row: "error" in row)
     assert [kernel["kernel"] for kernel in compiled["kernels"]] == ["forward_kernel"]
+    assert "barrier_kernel" in {file.stem for file in cache.rglob("*.cubin")}
     assert refused["error"]
     assert list(cache.rglob("*.cubin"))
 

@@ -66,6 +66,7 @@ def _stage(arguments: Sequence[str]) -> int:
     parser.add_argument("--commit")
     options = parser.parse_args(arguments)
 
+    import gc
     import importlib
 
     import torch
@@ -74,8 +75,9 @@ def _stage(arguments: Sequence[str]) -> int:
     from .stage import Stage
 
     module = importlib.import_module(f".{options.name}", __package__)
-    if options.device != DEVICES[0]:
-        torch.set_num_threads(1)  # the tensors are tiny
+    # In a dry run tensors are tiny; otherwise most cores compile.
+    torch.set_num_threads(1 if options.device != DEVICES[0] else 4)
+    gc.freeze()  # what is imported stays: collecting garbage must not look at it each time
     told = sys.stdin.readline()
     if not told:
         return 0  # never told to go

@@ -25,13 +25,13 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 #: Stages in the order of their value, and the seconds of a ten-minute run that each may take. What one leaves, the others get.
 SHARES = {
     "machine": 15,
-    "parity": 120,
+    "parity": 110,
     "repeatability": 55,
-    "speed": 195,
+    "speed": 190,
     "tuning": 80,
     "mechanisms": 40,
     "peers": 10,
-    "profiles": 60,
+    "profiles": 75,
 }
 
 #: The stage that runs beside the others, from the end of the first until the end.

@@ -7,6 +7,7 @@ the case's dtype and under the same TF32 switch: on each result ours may be off 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Problem:
     grads: tuple[Tensor, ...]  # of the output and of the final states
 
 
+@functools.lru_cache(maxsize=2)  # large ones take a second to draw, and several rows in a row share one
 def draw(case: Case, seed: int = 0) -> Problem:
     """Weights as torch.nn draws them, all else normal."""
     drawn = make_problem(case, seed)

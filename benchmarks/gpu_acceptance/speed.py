@@ -20,7 +20,7 @@ from rnnkernels.backends.triton.plan import Tiling
 
 from ..cases import TORCH_CLASSES, Case
 from . import timing
-from .schedules import PRECISIONS, best_of_each, fitting, gpu, one_program_at_a_time, only, planned, recorded, switched
+from .schedules import PRECISIONS, STEPWISE, best_of_each, fitting, gpu, one_program_at_a_time, only, planned, recorded, switched
 from .stage import Row, Stage
 
 BASELINE = "torch.nn"
@@ -34,6 +34,10 @@ SHAPES = (
 )
 
 STEPS = 512
+
+#: H * B from which the stepwise schedule is timed although another fits. Below, it should lose, and would take most of the time
+#: to do it; the stage tuning times it everywhere.
+STEPWISE_FROM = 512 * 64
 
 #: A contestant's results may be this far from torch.nn's (norm of the difference by norm) to be timed at all. It only keeps out
 #: what computes something else: whether results are good enough is what the stage parity decides.
@@ -100,8 +104,9 @@ def _measure(stage: Stage, precision: str, case: Case, seconds: float) -> Row:
     ways = (False, True) if case.mode == "training" else (False,)
     row["cudnn_algorithm"] = [cudnn_algorithm(case, backward) for backward in ways]
     torch.manual_seed(0)
-    baseline = TORCH_CLASSES[case.cell](**case.options()).to(device, case.torch_dtype)
-    own = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}[case.cell](**case.options()).to(device, case.torch_dtype)
+    options = {**case.options(), "device": device, "dtype": case.torch_dtype}
+    baseline = TORCH_CLASSES[case.cell](**options)
+    own = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}[case.cell](**options)
     own.load_state_dict(baseline.state_dict())
     x = torch.randn(case.T, case.B, case.I, device=device).to(case.torch_dtype)
     choice = planned(case, precision, x)
@@ -109,24 +114,31 @@ def _measure(stage: Stage, precision: str, case: Case, seconds: float) -> Row:
     contestants = {BASELINE: Contestant(baseline, case, precision, None, ours=False)}
     blocked = stage.blocked()
     tilings = {n: t for n, t in best_of_each(fitting(case, precision, gpu(x))).items() if n not in blocked}
+    if not stage.dry and len(tilings) > 1 and case.H * case.B < STEPWISE_FROM:
+        del tilings[STEPWISE.schedule]
     for schedule, tiling in tilings.items():
         contestants[schedule] = Contestant(own, case, precision, tiling, ours=True)
-    if not blocked & {tiling.schedule for tiling in choice.values()}:
+    same = next((name for name, tiling in tilings.items() if {tiling} == set(choice.values())), None)
+    if same is None and not blocked & {tiling.schedule for tiling in choice.values()}:
         contestants[PLAN] = Contestant(own, case, precision, None, ours=True)
     grad = torch.randn(case.T, case.B, case.H * (2 if case.bidirectional else 1), device=device).to(case.torch_dtype)
     calls = {name: functools.partial(contestant, x, grad) for name, contestant in contestants.items()}
     results: dict[str, Any] = {name: {} for name in calls}
     for name, tiling in tilings.items():
         results[name]["tiling"] = str(tiling)
-    _admit(calls, results)
-    _time(stage, calls, results, case, seconds)
     row["results"] = results
+    broken = _admit(stage, calls, results)
+    if broken is not None:
+        return {**row, "schedule": broken, "error": results[broken]["error"]}
+    _time(stage, calls, results, case, seconds)
+    if same is not None:
+        results[PLAN] = {**results[same], "same_as": same}
     return row
 
 
-def _admit(calls: dict[str, Callable[[], Any]], results: dict[str, Any]) -> None:
+def _admit(stage: Stage, calls: dict[str, Callable[[], Any]], results: dict[str, Any]) -> str | None:
     """Call each contestant once, take out those that fail or compute something else, note what they launch and the peak of
-    memory above what was there before."""
+    memory above what was there before. -> the one that broke the GPU's context, if one did."""
     expected = calls[BASELINE]()
     for name in list(calls):
         try:
@@ -135,6 +147,8 @@ def _admit(calls: dict[str, Callable[[], Any]], results: dict[str, Any]) -> None
             differences = [_distance(a, e) for a, e in zip(actual, expected, strict=True)]
         except RuntimeError as error:
             results[name]["error"] = str(error)[:1000]
+            if stage.fault() is not None:
+                return name
             del calls[name]
             continue
         results[name] |= {"difference": max(differences), "peak_memory_bytes": memory}
@@ -144,13 +158,13 @@ def _admit(calls: dict[str, Callable[[], Any]], results: dict[str, Any]) -> None
             results[name]["error"] = f"results differ from torch.nn's by {max(differences):.3g} of their norm"
             del calls[name]
         del actual
+    return None
 
 
 def _with_peak(call: Callable[[], Any]) -> tuple[Any, int | None]:
     if not torch.cuda.is_available():
         return call(), None
     call()  # what is allocated once, cuBLAS's workspace for one, is not this call's
-    gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

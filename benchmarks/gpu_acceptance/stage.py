@@ -129,9 +129,9 @@ class Stage:
         begin = time.monotonic()
         try:
             measured = measure()
-            fault = self._fault()
+            fault = self.fault()
         except Exception as error:
-            measured, fault = {"error": describe_error(error)}, self._fault()
+            measured, fault = {"error": describe_error(error)}, self.fault()
         row = {"key": key} | ({"schedule": schedule} if schedule else {}) | measured
         row["seconds"] = round(time.monotonic() - begin, 3)
         if fault is not None:
@@ -160,7 +160,7 @@ class Stage:
             self.content["reason"] = f"out of time: {skipped} rows were left out" if skipped else None
         self.save()
 
-    def _fault(self) -> str | None:
+    def fault(self) -> str | None:
         """What the GPU has to report: errors of kernels show when the host next waits, and stay."""
         if self.dry:
             return None

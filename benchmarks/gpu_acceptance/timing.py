@@ -62,7 +62,6 @@ def captured(call: Call) -> Call:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # A Triton kernel that Python collects unloads its module, which must not happen while capturing.
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -61,6 +61,8 @@ def _measure(stage: Stage, precision: str, case: Case, work: Workload, tilings: 
                     times[tiling] = _seconds(call, stage.dry)
             except RuntimeError as error:
                 failures[str(tiling)] = str(error)[:500]
+                if stage.fault() is not None:
+                    return {"work": work._asdict(), "schedule": tiling.schedule, "error": str(error)[:500]}
     row: Row = {"work": work._asdict(), "plan": str(guess), "failures": failures}
     if not times:
         return {**row, "error": "no tiling ran"}
