@@ -9,5 +9,6 @@ machine.py     what the figures were measured on
 runner.py      cases x providers -> the result file
 report.py      the result file -> Markdown, and the table in the README
 results/       committed result files, one directory per machine, named by hardware
+gpu_acceptance/  the same question and more on a GPU: ``python -m benchmarks.gpu_acceptance --out DIR``
 =============  ===================================================================================
 """

@@ -82,11 +82,15 @@ def _stage(arguments: Sequence[str]) -> int:
     if not told:
         return 0  # never told to go
     stage = Stage(options.name, options.out, options.device, json.loads(told)["deadline"])
-    if options.name == conductor.BACKGROUND:  # it has no GPU
-        stage.content["conditions"] = (stage.other("machine") or {}).get("conditions", {})
-    else:
-        stage.content["conditions"] = machine.conditions(stage, options.commit)
-    stage.run(module.run)
+
+    def measure(stage: Stage) -> None:
+        if options.name == conductor.BACKGROUND:  # it has no GPU
+            stage.content["conditions"] = (stage.other("machine") or {}).get("conditions", {})
+        else:
+            stage.content["conditions"] = machine.conditions(stage, options.commit)
+        module.run(stage)
+
+    stage.run(measure)
     return 0
 
 

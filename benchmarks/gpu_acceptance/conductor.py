@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .stage import FAULT, SCHEMA, read_json, write_json
+from .stage import FAULT, SCHEMA, one_line, read_json, write_json
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -62,8 +62,9 @@ class Plan:
 def conduct(plan: Plan) -> bool:
     """Run it all; whether every stage came to its end, cut or not."""
     plan.directory.mkdir(parents=True, exist_ok=True)
-    for name in plan.stages:  # results of an earlier run in the same place are not this one's
-        (plan.directory / f"{name}.json").unlink(missing_ok=True)
+    for name in (*plan.stages, BACKGROUND):  # results of an earlier run in the same place are not this one's
+        for ending in ("json", "log"):
+            (plan.directory / f"{name}.{ending}").unlink(missing_ok=True)
     end = time.monotonic() + plan.minutes * 60
     children: dict[str, Child] = {}
     background: Child | None = None
@@ -76,7 +77,7 @@ def conduct(plan: Plan) -> bool:
             left = end - time.monotonic()
             budget = left * SHARES[name] / sum(SHARES[later] for later in plan.stages[i:])
             status = _run(plan, name, here, time.monotonic() + budget)
-            print(f"{name:<14} {status['status']:<9} {status['seconds']:6.1f} s  {status['reason'] or ''}", flush=True)
+            print(f"{name:<14} {status['status']:<9} {status['seconds']:6.1f} s  {one_line(status['reason'] or '')}", flush=True)
             fine &= status["status"] in ("complete", "cut")
             if name == "machine" and plan.device == "cuda" and status["status"] == "complete" and i + 1 < len(plan.stages):
                 background = Child(plan, BACKGROUND)
@@ -136,7 +137,10 @@ class Child:
             self.log_path.unlink()
 
     def last_words(self) -> str:
-        return self.log_path.read_bytes()[-1500:].decode(errors="replace").strip() if self.log_path.exists() else ""
+        """The end of what the process printed, without the complaints that Triton's bindings add when it ends badly."""
+        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        noise = ("nanobind:", " - leaked", " - ... skipped", "See https://nanobind")
+        return "\n".join(line for line in text.splitlines() if not line.startswith(noise))[-800:]
 
 
 def _run(plan: Plan, name: str, child: Child, deadline: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .stage import Row, read_json
+from .stage import Row, one_line, read_json
 
 STAGES = ("machine", "parity", "repeatability", "speed", "tuning", "mechanisms", "peers", "profiles", "compiling")
 
@@ -68,7 +68,7 @@ def _stages(run: Run) -> str:
             f"{content['seconds']:.0f}",
             len(content["rows"]),
             len(content["skipped"]),
-            content["reason"] or "",
+            one_line(content["reason"] or ""),
         ]
         for name, content in run.items()
     ]
@@ -77,8 +77,8 @@ def _stages(run: Run) -> str:
 
 def _failures(content: dict[str, Any]) -> str:
     """Rows that have an error, then those that could not be measured, each with its reason."""
-    lines = [f"- **{row['key']}**: {_line(row['error'])}" for row in content["rows"] if "error" in row]
-    lines += [f"- {row['key']}: {_line(row['unsupported'])}" for row in content["rows"] if "unsupported" in row]
+    lines = [f"- **{row['key']}**: {one_line(row['error'])}" for row in content["rows"] if "error" in row]
+    lines += [f"- {row['key']}: {one_line(row['unsupported'])}" for row in content["rows"] if "unsupported" in row]
     return "\n".join(lines)
 
 
@@ -92,7 +92,7 @@ def _verdicts(title: str, content: dict[str, Any], verdict: str) -> str:
     errors = [row for row in content["rows"] if "error" in row]
     lines = [f"{title}: {len(judged) - len(wrong)} of {len(judged)} as they should be, {len(errors)} failed."]
     lines += [f"- {row['key']}: {_why(row)}" for row in wrong[:10]]
-    lines += [f"- {row['key']}: {_line(row['error'])}" for row in errors[:5]]
+    lines += [f"- {row['key']}: {one_line(row['error'])}" for row in errors[:5]]
     return "\n".join(lines)
 
 
@@ -179,7 +179,7 @@ def _speed(content: dict[str, Any]) -> str:
     heads = ["cell", "mode", "precision", "H", "B", "cuDNN algorithm", "torch.nn, us per step", *schedules]
     heads += ["plan's ratio", "of wall time", "torch.nn, MiB", "plan, MiB"]
     failed = [
-        f"- {row['key']}, {name}: {_line(entry['error'])}"
+        f"- {row['key']}, {name}: {one_line(entry['error'])}"
         for row in content["rows"]
         for name, entry in row.get("results", {}).items()
         if "error" in entry
@@ -265,10 +265,7 @@ _SECTIONS = {
 
 
 def _table(heads: list[str], rows: list[list[Any]]) -> str:
+    if not rows:
+        return ""
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
-
-
-def _line(text: str) -> str:
-    """An error's text, fit for a list."""
-    return " ".join(text.split())[:300]

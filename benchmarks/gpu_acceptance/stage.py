@@ -42,6 +42,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def one_line(text: str) -> str:
+    """An error's text, fit for a list or a table."""
+    return " ".join(text.split()).replace("|", "/")[:300]
+
+
 def describe_error(error: BaseException) -> str:
     """The error and where it came from, short enough for a table of them."""
     text = "".join(traceback.format_exception_only(error)).strip()
