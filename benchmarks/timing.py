@@ -59,10 +59,11 @@ def interleave(
         for name in order:
             with contestants[name].scope():
                 samples[name].append(timers[name].timeit(calls[name]).median)
-    return {name: _summary(own, samples[baseline], calls[name]) for name, own in samples.items()}
+    return {name: summarize(own, samples[baseline], calls[name]) for name, own in samples.items()}
 
 
-def _summary(own: list[float], baseline: list[float], calls: int) -> Timing:
+def summarize(own: list[float], baseline: list[float], calls: int = 1) -> Timing:
+    """Seconds per call over rounds, and their ratios to the same rounds of the baseline."""
     times = _p20_p50_p80(own)
     ratios = _p20_p50_p80([b / o for b, o in zip(baseline, own, strict=True)])
     return Timing(

@@ -6,6 +6,7 @@ from .backends import Backend, Explanation, Request, UnsupportedRequest, choose,
 from .cells import GRUCell, LSTMCell
 from .convert import replace_rnn_modules, restore_rnn_modules
 from .modules import GRU, LSTM
+from .warmup import triton_warmup
 
 __all__ = [
     "GRU",
@@ -24,5 +25,6 @@ __all__ = [
     "ops",
     "replace_rnn_modules",
     "restore_rnn_modules",
+    "triton_warmup",
     "use_backend",
 ]

@@ -100,9 +100,7 @@ class LSTMCellFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        family: str, input: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(family: str, input: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         op = operator(family, "lstm_forward")
         flags = (len(weights) == 4, False, False)
         return call_below_autograd(op, input, None, h0, c0, weights, *flags, True)[1:]

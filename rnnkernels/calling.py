@@ -1,7 +1,7 @@
 """How eager code calls operators and Functions without the Python machinery it has no use for.
 
-An operator with a registered autograd rule enters Python once more at the Autograd key, and ``Function.apply`` binds its arguments
-to the signature of ``forward`` each time: together they cost more than a whole LSTM step of a small model. Tracing by
+An operator with a registered autograd rule enters Python once more at the Autograd key, and ``Function.apply`` binds its
+arguments to the signature of ``forward`` each time: together they cost more than a whole LSTM step of a small model. Tracing by
 ``torch.compile`` and torch.func transforms do need that machinery, and get it.
 """
 
@@ -18,8 +18,8 @@ def traced() -> bool:
 def call_below_autograd(op: torch._ops.OpOverload, *arguments):
     """Call ``op`` where no gradient is recorded: in no_grad code and inside a Function's forward or backward.
 
-    Autocast is off too: an operator computes in the dtypes it is given. So is view tracking: an operator's results are new tensors,
-    and a caller may change them in place even if the last step of computing one was a reshape.
+    Autocast is off too: an operator computes in the dtypes it is given. So is view tracking: an operator's results are new
+    tensors, and a caller may change them in place even if the last step of computing one was a reshape.
     """
     if traced():
         return op(*arguments)

@@ -65,9 +65,7 @@ def save(
 def saved(ctx) -> Saved:
     input, batch_sizes, *rest = ctx.saved_tensors
     n = ctx.n_states
-    return Saved(
-        input, batch_sizes, states=rest[:n], weights=rest[2 * n + 1 :], kept=rest[n : 2 * n + 1], flags=ctx.flags
-    )
+    return Saved(input, batch_sizes, states=rest[:n], weights=rest[2 * n + 1 :], kept=rest[n : 2 * n + 1], flags=ctx.flags)
 
 
 # --- autograd rules of the operators -------------------------------------------------------------------------------------
@@ -86,9 +84,7 @@ def register_forward(
     def backward(ctx, *grads):
         needs_input, needs_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2 + n])
         layer = saved(ctx)
-        grad_input, *grad_states, grad_weights = backward_op(
-            *layer.backward_arguments(grads, needs_input, needs_weights)
-        )
+        grad_input, *grad_states, grad_weights = backward_op(*layer.backward_arguments(grads, needs_input, needs_weights))
         return (
             grad_input if needs_input else None,
             None,

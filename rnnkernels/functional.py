@@ -201,9 +201,7 @@ def _stack(
                 first = layer * directions
                 own_states = states if num_layers == 1 else tuple(s[first : first + directions] for s in states)
                 own_weights = weights[layer * per_layer : (layer + 1) * per_layer]
-                output, *own_finals = _layer(
-                    cell, backend, tracing, flags, output, batch_sizes, own_states, own_weights
-                )
+                output, *own_finals = _layer(cell, backend, tracing, flags, output, batch_sizes, own_states, own_weights)
                 layers.append(own_finals)
             finals = layers[0] if num_layers == 1 else [torch.cat(final) for final in zip(*layers, strict=True)]
     return (output.transpose(0, 1) if swap_axes else output), tuple(finals)

@@ -65,6 +65,12 @@ class _LayerStack(nn.RNNBase):
             return hx
         return self._each(hx, lambda state: state.index_select(1, permutation))
 
+    def batch_of(self, input: Tensor | PackedSequence) -> int:
+        """The number of sequences in an input."""
+        if isinstance(input, PackedSequence):
+            return int(input.batch_sizes[0])
+        return 1 if input.dim() == 2 else input.size(0 if self.batch_first else 1)
+
     def request(self, input: Tensor | PackedSequence | None = None) -> Request:
         """What a call with ``input`` would ask of a backend, for :func:`rnnkernels.explain`."""
         weights = current_weights(self, self._flat_weights_names)

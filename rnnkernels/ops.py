@@ -5,6 +5,7 @@ There is one operator per layer (both directions), forward and backward, for eac
 
 ==============  ==========================================================================================
 ``""``          native C++ and CUDA kernels; the dispatcher picks by device
+``triton_``     Triton kernels of :mod:`rnnkernels.backends.triton`, on GPUs, or interpreted on the CPU
 ``reference_``  the written-out equations of :mod:`rnnkernels.backends.reference`, any device and dtype
 ==============  ==========================================================================================
 
@@ -42,10 +43,10 @@ import torch
 from torch import Tensor
 
 from . import autocast, batching, derivatives
-from .backends import reference
+from .backends import reference, triton
 from .layout import SAVED_GATES, operator, state_dtype
 
-FAMILIES = ("", "reference_")
+FAMILIES = ("", "triton_", "reference_")
 
 _SCHEMAS = {
     "lstm_forward": (
@@ -183,9 +184,9 @@ def _register() -> None:
             _library.define(family + name + schema, tags=(torch.Tag.pt2_compliant_tag,))
             qualified = f"rnnkernels::{family}{name}"
             torch.library.register_fake(qualified, _FAKES[name], lib=_library)
-            if family == "reference_":
-                implementation = autocast.disabled_within(getattr(reference, name))
-                _library.impl(family + name, implementation, "CompositeExplicitAutograd")
+            if family:
+                python = getattr(reference, name) if family == "reference_" else triton.implementation(name)
+                _library.impl(family + name, autocast.disabled_within(python), "CompositeExplicitAutograd")
             op = operator(family, name)
             for device_type in autocast.DEVICE_TYPES:
                 _library.impl(family + name, autocast.rule(op, name, device_type), autocast.dispatch_key(device_type))

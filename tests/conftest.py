@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 import torch
 
-from rnnkernels.backends import NAMES, native, use_backend
+# Where no GPU is, Triton's kernels are interpreted; the choice must stand before anything imports Triton.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from rnnkernels.backends import NAMES, native, triton, use_backend
 
 DEFAULT_BACKENDS = ("reference", "cpu")
 
@@ -34,6 +39,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail, instead of skipping, tests of the native backend when it is not built although a compiler is there "
         "(also RNNKERNELS_TEST_REQUIRE_NATIVE=1)",
     )
+    parser.addoption(
+        "--require-triton",
+        action="store_true",
+        default=os.environ.get("RNNKERNELS_TEST_REQUIRE_TRITON", "0") == "1",
+        help="fail, instead of skipping, tests of the Triton backend when Triton is not installed "
+        "(also RNNKERNELS_TEST_REQUIRE_TRITON=1)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +53,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # every operation take 25 times as long. RNNKERNELS_TEST_THREADS=2 runs everything with two.
     torch.set_num_threads(int(os.environ.get("RNNKERNELS_TEST_THREADS", "1")))
     config.addinivalue_line("markers", "backends(*names): the backends to run a test on instead of reference and cpu")
+    config.addinivalue_line("markers", "gpu: runs on a CUDA GPU; skipped where torch finds none")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("torch finds no usable GPU")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -65,11 +83,30 @@ def require_native(config: pytest.Config) -> None:
     pytest.skip(f"the native library is missing: {reason}")
 
 
+def require_triton(config: pytest.Config) -> None:
+    """Skip the calling test if Triton is missing, or fail it where that would hide a lost backend."""
+    reason = triton.missing()
+    if reason is None:
+        return
+    if config.getoption("--require-triton"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def require_interpreter(config: pytest.Config) -> None:
+    """Skip the calling test unless Triton's kernels run on CPU tensors."""
+    require_triton(config)
+    if not triton.interpreted():
+        pytest.skip("Triton's kernels are compiled here, not interpreted (TRITON_INTERPRET=1): test_gpu.py runs them")
+
+
 @pytest.fixture
 def backend(request: pytest.FixtureRequest):
     """The name of a backend, which the whole test runs on."""
     if request.param == "cpu":
         require_native(request.config)
+    if request.param == "triton":
+        require_interpreter(request.config)
     with use_backend(request.param):
         yield request.param
 
@@ -78,6 +115,12 @@ def backend(request: pytest.FixtureRequest):
 def native_library(request: pytest.FixtureRequest) -> None:
     """For tests of the native operators themselves."""
     require_native(request.config)
+
+
+@pytest.fixture
+def interpreter(request: pytest.FixtureRequest) -> None:
+    """For tests that run Triton's kernels on CPU tensors."""
+    require_interpreter(request.config)
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +134,13 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch fills every new tensor with NaN (or the largest integer)."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # CUDA's products would want an environment variable
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

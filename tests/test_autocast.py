@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import Case, draw, evaluate, ours, torch_nn
-from oracle import FLOOR, error
+from marks import every_backend
+from oracle import error, floor
 from torch import Tensor
 
 from rnnkernels import functional
@@ -14,6 +15,7 @@ from rnnkernels.layout import operator
 CELLS = ("lstm", "gru")
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_layers_give_torch_nns_dtypes_and_exactness(backend: str, cell: str, dtype: torch.dtype) -> None:
@@ -24,7 +26,7 @@ def test_layers_give_torch_nns_dtypes_and_exactness(backend: str, cell: str, dty
     assert {n: v.dtype for n, v in actual.items()} == {n: v.dtype for n, v in theirs.items()}
     computed_in = theirs["output"].dtype
     for name, value in actual.items():
-        allowed = 2 * error(theirs[name], exact[name]) + FLOOR[computed_in] * torch.finfo(computed_in).eps
+        allowed = 2 * error(theirs[name], exact[name]) + floor(computed_in) * torch.finfo(computed_in).eps
         assert error(value, exact[name]) <= allowed, name
 
 
@@ -84,6 +86,7 @@ def test_a_disabled_inner_region_computes_in_the_given_dtype(backend: str, cell:
         assert torch.equal(value, expected[name]), name
 
 
+@every_backend
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_outside_the_autocast_region_equals_backward_inside(backend: str, cell: str) -> None:
     problem = draw(Case(cell))

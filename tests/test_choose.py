@@ -7,11 +7,13 @@ import threading
 import pytest
 import torch
 from cases import Case, draw, ours
+from marks import every_backend
 from subprocesses import python
 
 from rnnkernels import Request, UnsupportedRequest, backends, choose, explain, functional, use_backend
 
 CPU = torch.device("cpu")
+FAMILY = {"reference": "reference_", "cpu": "", "triton": "triton_"}
 
 
 def request(**changes) -> Request:
@@ -52,7 +54,7 @@ def test_auto_prefers_native_code(native_library: None) -> None:
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with (
-        pytest.raises(ValueError, match="unknown backend 'cudnn'; known are auto, cpu, aten, cuda, reference"),
+        pytest.raises(ValueError, match="unknown backend 'cudnn'; known are auto, cpu, aten, cuda, triton, reference"),
         use_backend("cudnn"),
     ):
         pass
@@ -68,7 +70,7 @@ def test_a_backend_asked_for_by_name_that_cannot_serve_raises_with_its_reason() 
 
 
 def test_a_dtype_nobody_computes_in_is_refused_with_everybodys_reason() -> None:
-    with pytest.raises(UnsupportedRequest, match=r"cpu: .*aten: .*reference: torch\.complex64 is not one of float32"):
+    with pytest.raises(UnsupportedRequest, match=r"cpu: .*aten: .*triton: .*reference: torch\.complex64 is not one of float32"):
         choose(request(dtype=torch.complex64))
 
 
@@ -78,22 +80,27 @@ def test_forward_mode_with_the_native_backend_by_name_raises(native_library: Non
         torch.func.jvp(lambda x: functional.gru(x, None, list(problem.weights.values()))[0], (problem.input,), (problem.input,))
 
 
+@every_backend
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_functions_run_the_operators_of_the_chosen_backend(backend: str, cell: str) -> None:
     problem = draw(Case(cell))
     names = run_operators(lambda: ours(problem.case, problem.input, problem.states, problem.weights))
-    prefix = {"reference": "reference_", "cpu": ""}[backend]
+    prefix = FAMILY[backend]
     assert names == {f"rnnkernels::{prefix}{cell}_forward"}
 
 
-@pytest.mark.parametrize(("inside", "outside"), [("reference", "cpu"), ("cpu", "reference"), ("cpu", "aten")])
+@pytest.mark.parametrize(("inside", "outside"), [("reference", "cpu"), ("cpu", "reference"), ("cpu", "aten"), ("triton", "cpu")])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_backward_runs_on_the_backend_that_ran_forward(native_library: None, cell: str, inside: str, outside: str) -> None:
+def test_backward_runs_on_the_backend_that_ran_forward(
+    native_library: None, request: pytest.FixtureRequest, cell: str, inside: str, outside: str
+) -> None:
+    if inside == "triton":
+        request.getfixturevalue("interpreter")
     problem = draw(Case(cell))
     weights = {n: w.requires_grad_() for n, w in problem.weights.items()}
     with use_backend(inside):
         output, *_ = ours(problem.case, problem.input, problem.states, weights)
-    prefix = {"reference": "reference_", "cpu": ""}[inside]
+    prefix = FAMILY[inside]
     with use_backend(outside):
         names = run_operators(lambda: output.sum().backward())
     assert names == {f"rnnkernels::{prefix}{cell}_backward"}

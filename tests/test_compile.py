@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import Case, draw, evaluate, ours
+from marks import every_backend
 from oracle import assert_same_mathematics
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -35,6 +36,7 @@ def weights_of(cell: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [w.requires_grad_() for w in draw(Case(cell, dtype=dtype)).weights.values()]
 
 
+@every_backend
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_compiled_call_gives_the_bits_of_an_eager_one(backend: str, case: Case) -> None:
     """Forward and backward in one graph; aot_eager runs the traced operators as they are."""
@@ -55,6 +57,7 @@ def test_a_compiled_call_gives_the_bits_of_an_eager_one(backend: str, case: Case
         assert torch.equal(value, expected[name]), name
 
 
+@every_backend
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_inductor_compiles_forward_and_backward(backend: str, cell: str) -> None:
     weights = weights_of(cell, torch.float64)
@@ -69,6 +72,7 @@ def test_inductor_compiles_forward_and_backward(backend: str, cell: str) -> None
         assert_same_mathematics(value, wanted)
 
 
+@every_backend
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_new_lengths_and_batch_sizes_compile_at_most_once_more(backend: str, cell: str, requires_grad: bool) -> None:
@@ -158,6 +162,7 @@ class Model(torch.nn.Module):
         return layer(self.cell, x, list(self.weights))
 
 
+@every_backend
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_export_keeps_one_operator_and_takes_any_length(backend: str, cell: str, strict: bool) -> None:

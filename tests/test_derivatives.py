@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import Case, Implementation, draw, evaluate, ours
+from marks import every_backend
 from oracle import assert_same_mathematics, equations
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -87,6 +88,7 @@ def test_gradgradcheck(backend: str, case: Case) -> None:
     assert torch.autograd.gradgradcheck(as_function(ours, case), operands, fast_mode=True)
 
 
+@every_backend
 @each_case
 def test_gradient_penalty(backend: str, case: Case) -> None:
     """A loss that contains a gradient, as WGAN-GP has."""
@@ -112,6 +114,7 @@ def test_third_derivative(backend: str, case: Case) -> None:
     assert_same(case, compute)
 
 
+@every_backend
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_second_derivative_with_tied_weights_and_an_input_made_from_h0(backend: str, cell: str) -> None:
     case = Case(cell, input_size=3, hidden_size=3, steps=2, batch=2, dtype=torch.float64)
@@ -143,6 +146,7 @@ def test_second_derivative_of_only_some_operands(backend: str, case: Case) -> No
     assert_same(case, compute)
 
 
+@every_backend
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_changing_a_saved_parameter_in_place_raises(backend: str, cell: str) -> None:
     case = Case(cell)
@@ -155,6 +159,7 @@ def test_changing_a_saved_parameter_in_place_raises(backend: str, cell: str) -> 
             loss.backward()
 
 
+@every_backend
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_changing_a_result_in_place_changes_no_gradient_silently(backend: str, cell: str) -> None:
     """Final states may be changed; output is saved, so changing it raises."""
@@ -173,6 +178,7 @@ def test_changing_a_result_in_place_changes_no_gradient_silently(backend: str, c
         doubled.sum().backward()
 
 
+@every_backend
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("case", CASES[:2], ids=str)
 def test_checkpointing_changes_no_bit(backend: str, case: Case, use_reentrant: bool) -> None:
@@ -193,6 +199,7 @@ def test_checkpointing_changes_no_bit(backend: str, case: Case, use_reentrant: b
 # --- torch.func ----------------------------------------------------------------------------------------------------------
 
 
+@every_backend
 @each_case
 def test_func_grad_and_vjp(backend: str, case: Case) -> None:
     operands = operands_of(case)
@@ -243,6 +250,7 @@ def _copies(case: Case, n: int = 3) -> list[Tensor]:
     return [torch.stack(copies) for copies in zip(*(operands_of(case, seed) for seed in range(n)), strict=True)]
 
 
+@every_backend
 @each_case
 def test_vmap_over_inputs_and_states(backend: str, case: Case) -> None:
     n = len(case.state_shapes)
@@ -315,6 +323,7 @@ def _cell(case: Case, input: Tensor, states: tuple[Tensor, ...], weights: dict[s
 CELL_CASES = [Case(cell, **TINY | {"steps": 1}, bias=bias) for cell in ("lstm", "gru") for bias in (True, False)]
 
 
+@every_backend
 @pytest.mark.parametrize("case", CELL_CASES, ids=str)
 def test_cells_in_every_reverse_transform(backend: str, case: Case) -> None:
     operands = operands_of(case)

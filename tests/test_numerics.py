@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Case, draw, evaluate, ours, torch_nn
+from marks import every_backend
 from oracle import DTYPES, assert_problem_within_budget, assert_within_budget, measure
 
 from rnnkernels import functional
@@ -70,18 +71,21 @@ LARGE = [
 ]
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", STRUCTURES, ids=str)
 def test_every_structure_is_as_exact_as_torch_nn(backend: str, case: Case, dtype: torch.dtype) -> None:
     assert_within_budget(ours, replace(case, dtype=dtype))
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", PACKED, ids=str)
 def test_packed_sequences_are_as_exact_as_torch_nn(backend: str, case: Case, dtype: torch.dtype) -> None:
     assert_within_budget(ours, replace(case, dtype=dtype))
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SIZES, ids=str)
 def test_odd_sizes_are_as_exact_as_torch_nn(backend: str, case: Case, dtype: torch.dtype) -> None:
@@ -113,6 +117,7 @@ def test_backend_aten_is_torch_nn(backend: str, case: Case) -> None:
 WANTS = [w for n in range(1, 3) for w in itertools.combinations(("input", "states", "weights"), n)]
 
 
+@every_backend
 @pytest.mark.parametrize("wants", WANTS, ids="+".join)
 @pytest.mark.parametrize(
     "case",
@@ -129,6 +134,7 @@ def test_a_subset_of_gradients_has_the_bits_of_the_whole(backend: str, case: Cas
         assert torch.equal(value, whole[name]), name
 
 
+@every_backend
 @pytest.mark.parametrize("name", ["output", "h_n", "c_n"])
 @pytest.mark.parametrize(
     "case",
@@ -159,6 +165,7 @@ def test_a_thousand_steps_are_as_exact_as_torch_nn(backend: str, case: Case) -> 
     assert_within_budget(ours, case)
 
 
+@every_backend
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_awkward_strides_change_no_bit(backend: str, cell: str, batch_first: bool) -> None:
@@ -185,6 +192,7 @@ def test_awkward_strides_change_no_bit(backend: str, cell: str, batch_first: boo
         assert torch.equal(got, expected)
 
 
+@every_backend
 @pytest.mark.parametrize("cell", CELLS)
 def test_an_empty_batch_gives_empty_results_and_zero_weight_gradients(backend: str, cell: str) -> None:
     results = evaluate(ours, draw(Case(cell, batch=0, bidirectional=True, num_layers=2)))

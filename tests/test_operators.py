@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 from cases import GATES, Case, draw
+from marks import every_backend
 from oracle import assert_same_mathematics
 from torch import Tensor
 
 from rnnkernels.layout import operator
 
-FAMILY = {"reference": "reference_", "cpu": ""}
+FAMILY = {"reference": "reference_", "cpu": "", "triton": "triton_"}
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
@@ -86,6 +87,7 @@ OPCHECK_CASES = [Case(cell, **TINY, **options) for cell in GATES for options in 
 OPCHECK_CASES += [Case("lstm", **TINY, proj_size=2, bias=False, dtype=torch.bfloat16)]
 
 
+@every_backend
 @pytest.mark.parametrize(("save", "requires_grad"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
 def test_forward_operators_pass_opcheck(backend: str, case: Case, save: bool, requires_grad: bool) -> None:
@@ -93,6 +95,7 @@ def test_forward_operators_pass_opcheck(backend: str, case: Case, save: bool, re
     torch.library.opcheck(call.op, tuple(call.arguments.values()), test_utils=OPCHECKS)
 
 
+@every_backend
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
 def test_backward_operators_pass_opcheck(backend: str, case: Case, needs: tuple[bool, bool]) -> None:
@@ -100,6 +103,7 @@ def test_backward_operators_pass_opcheck(backend: str, case: Case, needs: tuple[
     torch.library.opcheck(call.op, tuple(call.arguments.values()), test_utils=OPCHECKS)
 
 
+@every_backend
 @pytest.mark.parametrize("needs", [(True, True), (False, True)])
 @pytest.mark.parametrize("case", OPCHECK_CASES[:4], ids=str)
 def test_backward_operators_pass_opcheck_with_second_derivatives(backend: str, case: Case, needs: tuple[bool, bool]) -> None:
@@ -112,6 +116,7 @@ def test_backward_operators_pass_opcheck_with_second_derivatives(backend: str, c
     torch.library.opcheck(call.op, tuple(call.arguments.values()), test_utils=checks)
 
 
+@every_backend
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_operators_change_no_argument_and_return_new_contiguous_tensors(backend: str, case: Case, direction: str) -> None:
@@ -126,6 +131,7 @@ def test_operators_change_no_argument_and_return_new_contiguous_tensors(backend:
     assert all(t.is_contiguous() for t in returned)
 
 
+@every_backend
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_not_asked_for_is_empty(backend: str, case: Case) -> None:
     *_, grad_weights = backward_call(backend, case, needs=(True, False))()
@@ -138,6 +144,7 @@ def test_what_is_not_asked_for_is_empty(backend: str, case: Case) -> None:
         assert torch.equal(with_saving, without)
 
 
+@every_backend
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_backward_twice_through_a_retained_graph_gives_the_same_bits(backend: str, case: Case) -> None:
     call = forward_call(backend, case, requires_grad=True)
@@ -262,6 +269,7 @@ def test_bad_saved_tensors_and_gradients_to_backward_raise(backend: str, case: C
         call.changed(**{name: changed})()
 
 
+@every_backend
 @pytest.mark.parametrize("cell", GATES)
 def test_an_empty_batch_gives_empty_results_and_zero_weight_gradients(backend: str, cell: str) -> None:
     case = Case(cell, batch=0, bidirectional=True)
@@ -273,6 +281,7 @@ def test_an_empty_batch_gives_empty_results_and_zero_weight_gradients(backend: s
     assert not any(g.any() for g in grad_weights)
 
 
+@every_backend
 @pytest.mark.parametrize("cell", GATES)
 def test_no_hidden_units_give_empty_results(backend: str, cell: str) -> None:
     weights = [torch.empty(0, 5), torch.empty(0, 0), torch.empty(0), torch.empty(0)]
@@ -283,6 +292,7 @@ def test_no_hidden_units_give_empty_results(backend: str, cell: str) -> None:
     assert results[1].shape == (1, 3, 0)
 
 
+@every_backend
 @pytest.mark.parametrize("cell", GATES)
 def test_no_input_features_leave_the_recurrence(backend: str, cell: str) -> None:
     case = Case(cell, input_size=1, dtype=torch.float64)
@@ -322,6 +332,7 @@ def test_sizes_whose_products_overflow_are_refused(backend: str, cell: str, what
         forward_call(backend, Case(cell)).changed(**changes)()
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cell", GATES)
 def test_meta_tensors_get_the_shapes_and_dtypes_of_real_ones(backend: str, cell: str, dtype: torch.dtype) -> None:

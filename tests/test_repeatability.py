@@ -5,11 +5,10 @@ Bits may differ between thread counts, which share the work out differently; tes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cases import Case, draw, evaluate, ours
+from marks import every_backend
 from subprocesses import output_of
 
 CASES = [
@@ -35,16 +34,7 @@ def test_the_same_call_twice_gives_the_same_bits(backend: str, case: Case, n_thr
             assert torch.equal(value, first[name]), name
 
 
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """torch fills every new tensor with NaN (or the largest integer)."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
+@every_backend
 @pytest.mark.parametrize("case", [*CASES, Case("lstm", batch=0), Case("gru", steps=1, batch=1)], ids=str)
 def test_what_uninitialised_tensors_hold_does_not_matter(backend: str, case: Case, poisoned_memory: None) -> None:
     problem = draw(case)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import GATES, Case, Problem, draw, evaluate, ours, torch_nn
+from marks import every_backend
 from oracle import DTYPES, assert_problem_within_budget, measure
 
 CELLS = ("lstm", "gru")
@@ -19,6 +20,7 @@ def _with_gate_biases(case: Case, biases: tuple[float, ...]) -> Problem:
     return replace(problem, weights=problem.weights | {"bias_ih_l0": bias})
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("cell", "biases"),
@@ -31,6 +33,7 @@ def test_gates_at_ten_thousand_saturate_as_the_maths_does(
     assert_problem_within_budget(ours, measure(_with_gate_biases(case, biases), runs=1))
 
 
+@every_backend
 @pytest.mark.parametrize("size", [80, 89, 100, 104, 709, 746, 1e6, 1e30, 3e38])
 @pytest.mark.parametrize("cell", CELLS)
 def test_no_gate_value_overflows_on_its_way_to_saturation(backend: str, cell: str, size: float) -> None:
@@ -41,6 +44,7 @@ def test_no_gate_value_overflows_on_its_way_to_saturation(backend: str, cell: st
             assert_problem_within_budget(ours, measure(problem))
 
 
+@every_backend
 @pytest.mark.parametrize("infinity", [float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
@@ -54,6 +58,7 @@ def test_infinite_input_gives_nan_only_where_the_maths_does(backend: str, cell: 
         assert torch.equal(value.isnan(), exact[name].isnan()), name
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_huge_cell_state_saturates_tanh(backend: str, dtype: torch.dtype) -> None:
     problem = draw(Case("lstm", hidden_size=17, dtype=dtype))

@@ -200,6 +200,15 @@ struct Packed {
 
 Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
+// a b in float32.
+Tensor product_in_float(const Tensor& a, const Tensor& b) {
+  if (a.scalar_type() == ScalarType::Float) return torch::stable::matmul(a, b);
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(ScalarType::Float)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // a + b c.
 Tensor addmm(const Tensor& a, const Tensor& b, const Tensor& c) {
   std::array<StableIValue, 5> stack{torch::stable::detail::from(a), torch::stable::detail::from(b), torch::stable::detail::from(c),
@@ -233,8 +242,8 @@ Outputs forward(const Layer& layer, bool save) {
   a.partition = plan.partition;
   std::vector<Tensor> projected;
   for (int d = 0; d < s.directions; ++d) {
-    projected.push_back(torch::stable::matmul(layer.rows, transposed(layer.weight(d, 0))));
-    a.projected[d] = projected.back().const_data_ptr();
+    projected.push_back(product_in_float(layer.rows, transposed(layer.weight(d, 0))));
+    a.projected[d] = projected.back().const_data_ptr<float>();
     a.packed[d] = packed.arguments.packed[d];
     if (layer.flags.has_biases) {
       a.b_ih[d] = layer.weight(d, 2).const_data_ptr();

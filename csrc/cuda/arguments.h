@@ -33,7 +33,8 @@ struct PackArguments {
 struct ForwardArguments {
   Sequence sequence;
   Partition partition;
-  const void* projected[kMostDirections];  // (R, G*H) S: x W_ih^T, without bias
+  const float* projected[kMostDirections];  // (R, G*H): x W_ih^T, without bias. Not rounded to a half type: at 6, one
+                                            // unit in the last place of bfloat16 is 0.03
   const void* packed[kMostDirections];     // W_hh as pack_forward leaves it
   const void* b_ih[kMostDirections];       // (G*H) S, or null
   const void* b_hh[kMostDirections];       // (G*H) S, or null

@@ -21,7 +21,7 @@ struct Tiles<Lstm, Product> {
   static constexpr int s = kSplitting<Product>;
   using Narrow = Tile<1, 1, 1, 8 - s, 2, 7 - s>;  // 8 sequences, up to 64 units per CTA
   using Broad = Tile<1, 2, 1, 3 - s, 2, 5>;       // 8 sequences, up to 128
-  using Tall = Tile<2, 1, 1, 8 - 2 * s, 2, 6 - 2 * s>;  // 16 sequences, up to 64
+  using Tall = Tile<2, 1, 1, 8 - 2 * s, 2, 6 - 3 * s>;  // 16 sequences, up to 64
   using Deep = Tile<1, 1, 2, 8, 4, 3>;            // 8 sequences, up to 32 units, each by two warps: for long rows of W_hh
 };
 

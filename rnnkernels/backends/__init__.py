@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import native
+from . import native, triton
 
 CELLS = ("lstm", "gru")
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -66,6 +66,15 @@ def _cuda_unsupported(request: Request) -> str | None:
     return _forward_ad_unsupported(request) or native.cuda_unsupported(request)
 
 
+def _triton_unsupported(request: Request) -> str | None:
+    return (
+        triton.missing()
+        or triton.unsupported_device(request.device)
+        or _forward_ad_unsupported(request)
+        or _unsupported_dtype(request)
+    )
+
+
 def _aten_unsupported(request: Request) -> str | None:
     if request.transformed or request.forward_ad:
         return "torch's own layers have no rule for torch.func transforms and forward-mode derivatives"
@@ -88,6 +97,7 @@ _BACKENDS = (
     Backend("cpu", "C++ kernels", "", _cpu_unsupported),
     Backend("aten", "torch's own kernels", None, _aten_unsupported),
     Backend("cuda", "persistent CUDA kernels", "", _cuda_unsupported),  # by name, until measured against torch's
+    Backend("triton", "Triton kernels", "triton_", _triton_unsupported),
     Backend("reference", "the equations in plain torch operations", "reference_", _reference_unsupported),
 )
 #: Backend names in the order ``auto`` tries them.
@@ -169,6 +179,7 @@ class Explanation:
     asked_for: str
     chosen: str | None
     objections: dict[str, str | None]
+    schedules: str | None = None  # the chosen backend's, where it has several and the batch is known
 
     def __str__(self) -> str:
         r = self.request
@@ -183,27 +194,33 @@ class Explanation:
             objection = self.objections[backend.name]
             mark = "->" if backend.name == self.chosen else "  "
             lines.append(f"{mark} {backend.name:<10} {backend.description}: {objection or 'can serve'}")
+        if self.schedules is not None:
+            lines.append(f"schedules: {self.schedules}")
         return "\n".join(lines)
 
 
-def explain_request(request: Request) -> Explanation:
+def explain_request(request: Request, batch: int | None = None) -> Explanation:
     """:func:`choose` with its reasons, never raising for an unsupported request."""
     objections = {backend.name: backend.unsupported(request) for backend in _BACKENDS}
     candidates = PREFERENCE if _selection.name == "auto" else (_selection.name,)
     chosen = next((name for name in candidates if objections[name] is None), None)
-    return Explanation(request, _selection.name, chosen, objections)
+    describe = {"cuda": native.describe_cuda, "triton": triton.describe}.get(chosen or "")
+    schedules = describe(request, batch) if describe is not None and batch else None
+    return Explanation(request, _selection.name, chosen, objections, schedules)
 
 
 def explain(target: Request | torch.nn.Module, input: torch.Tensor | None = None) -> Explanation:
-    """Why a module, or a request, is computed where it is: ``print(explain(module))``.
+    """Why a module, or a request, is computed where it is: ``print(explain(module, input))``.
 
     Args:
         target: a :class:`Request`, or an LSTM, GRU, LSTMCell or GRUCell of this package.
-        input: what the module would be called with, where its dtype or device differ from the parameters'.
+        input: what the module would be called with, where its dtype or device differ from the parameters'. With it, a backend
+            that has several schedules says which it would take.
     """
     if isinstance(target, Request):
         return explain_request(target)
     request_of = getattr(target, "request", None)
     if request_of is None:
         raise TypeError(f"explain() takes a Request or a module of rnnkernels, got {type(target).__name__}")
-    return explain_request(request_of(input))
+    batch_of = getattr(target, "batch_of", None)
+    return explain_request(request_of(input), None if input is None or batch_of is None else batch_of(input))

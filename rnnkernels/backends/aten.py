@@ -20,7 +20,13 @@ def forward(
     train: bool,
     bidirectional: bool,
 ) -> tuple[Tensor, ...]:
-    """input (T, N, I) or packed (R, I), states (L*D, N, ·) -> output and the final states."""
+    """input (T, N, I) or packed (R, I), states (L*D, N, ·) -> output and the final states.
+
+    Outside of training, too, cuDNN is told to train where a gradient may be asked for: otherwise it keeps nothing for backward
+    and raises there. Without dropout the results are the same.
+    """
+    if not train:
+        dropout, train = 0.0, torch.is_grad_enabled()
     function = getattr(torch._VF, cell)
     hx = states if cell == "lstm" else states[0]
     options = (list(weights), has_biases, num_layers, dropout, train, bidirectional)
@@ -29,9 +35,7 @@ def forward(
     return function(input, batch_sizes, hx, *options)
 
 
-def cell_forward(
-    cell: str, input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]
-) -> tuple[Tensor, ...]:
+def cell_forward(cell: str, input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """One step. input (N, I), states (N, H); weights w_ih, w_hh, b_ih, b_hh -> the new states."""
     if cell == "lstm":
         return torch._VF.lstm_cell(input, states, *weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,28 +37,42 @@ def cuda_unsupported(request: Request) -> str | None:
     return _no_schedule(request.cell, dtypes[request.dtype], request.hidden_size, request.device.index or 0)
 
 
-@functools.lru_cache(maxsize=1024)
+def describe_cuda(request: Request, batch: int) -> str:
+    """The schedules the CUDA kernels would take for a layer of ``request`` with this batch."""
+    plans = [
+        _plan(request.cell, str(request.dtype).removeprefix("torch."), request.hidden_size, batch, request.device.index or 0, backward)
+        for backward in (False, True)
+    ]
+    return "; ".join(f"{name} {plan['reason']}" for name, plan in zip(("forward", "backward"), plans, strict=True))
+
+
 def _no_schedule(cell: str, dtype: str, hidden: int, device: int) -> str | None:
     """Which sizes fit depends on neither batch nor length."""
-    try:
-        from .. import _C
-    except ImportError as error:
-        return f"the module that plans its schedules does not load: {error}"
-    properties = torch.cuda.get_device_properties(device)
-    capability = (properties.major, properties.minor)
     for backward in (False, True):
-        plan = _C.cuda_plan(
-            cell=cell,
-            dtype=dtype,
-            backward=backward,
-            hidden=hidden,
-            batch=1,
-            compute_capability=10 * properties.major + properties.minor,
-            multiprocessors=properties.multi_processor_count,
-            shared_bytes=properties.shared_memory_per_block_optin,
-            most_cluster=1 if capability < (9, 0) else 16 if capability in _CLUSTERS_OF_16 else 8,
-            persistent_only=True,
-        )
+        try:
+            plan = _plan(cell, dtype, hidden, 1, device, backward)
+        except ImportError as error:
+            return f"the module that plans its schedules does not load: {error}"
         if plan["schedule"] == "stepwise":
             return f"its kernels keep the weights on chip, and {'backward' if backward else 'forward'} these do not fit: {plan['reason']}"
     return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(cell: str, dtype: str, hidden: int, batch: int, device: int, backward: bool) -> dict[str, Any]:
+    from .. import _C
+
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    return _C.cuda_plan(
+        cell=cell,
+        dtype=dtype,
+        backward=backward,
+        hidden=hidden,
+        batch=batch,
+        compute_capability=10 * properties.major + properties.minor,
+        multiprocessors=properties.multi_processor_count,
+        shared_bytes=properties.shared_memory_per_block_optin,
+        most_cluster=1 if capability < (9, 0) else 16 if capability in _CLUSTERS_OF_16 else 8,
+        persistent_only=True,
+    )

@@ -87,9 +87,7 @@ def gru_step(x: Tensor, h: Tensor, w: DirectionWeights) -> tuple[Tensor, Tensor]
     return h, torch.stack((r, z, n, q), dim=-2)
 
 
-def gru_step_backward(
-    d_h: Tensor, gates: Tensor, h_before: Tensor, w: DirectionWeights
-) -> tuple[Tensor, Tensor, Tensor]:
+def gru_step_backward(d_h: Tensor, gates: Tensor, h_before: Tensor, w: DirectionWeights) -> tuple[Tensor, Tensor, Tensor]:
     """GB5-GB3 up to d(a), d(u). -> d(h') (n, H), d(a) (n, 3H) of the input side, d(u) (n, 3H) of the hidden side."""
     r, z, n, q = gates.unbind(dim=-2)
     d_n, d_z = d_h * (1 - z), d_h * (h_before - n)  # GB5
@@ -103,7 +101,7 @@ def gru_step_backward(
 # --- layers: all steps, both directions ---------------------------------------------------------------------------------
 
 
-def _accepts_one_step(layer: Callable) -> Callable:
+def accepts_one_step(layer: Callable) -> Callable:
     """Let a layer's forward or backward take one step of one direction without the axes for steps and directions."""
     names = list(inspect.signature(layer).parameters)
 
@@ -127,7 +125,7 @@ def _without_steps(result: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return (result[0] if result.dim() == 3 else result[0, 0]).clone()
 
 
-@_accepts_one_step
+@accepts_one_step
 def lstm_forward(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -166,7 +164,7 @@ def lstm_forward(
     )
 
 
-@_accepts_one_step
+@accepts_one_step
 def lstm_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -222,7 +220,7 @@ def lstm_backward(
     )
 
 
-@_accepts_one_step
+@accepts_one_step
 def gru_forward(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -255,7 +253,7 @@ def gru_forward(
     )
 
 
-@_accepts_one_step
+@accepts_one_step
 def gru_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -360,9 +358,7 @@ def _output_gradient_steps(
     return _steps(own.to(like[0].dtype), batch_sizes)
 
 
-def _weight_gradients(
-    d_a: Tensor, d_u: Tensor, x: Tensor, h_before: list[Tensor], has_biases: bool
-) -> list[Tensor]:
+def _weight_gradients(d_a: Tensor, d_u: Tensor, x: Tensor, h_before: list[Tensor], has_biases: bool) -> list[Tensor]:
     """LB1 and GB3: sums over all rows of all steps. d_a (R, G*H) faces the input, d_u (R, G*H) the hidden state."""
     rows = x.flatten(0, 1) if x.dim() == 3 else x
     grads = [d_a.t() @ rows, d_u.t() @ torch.cat(h_before)]

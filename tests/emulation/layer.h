@@ -109,7 +109,7 @@ Problem problem(bool lstm, const Shape& shape, uint64_t seed) {
   }
   const int64_t h = shape.hidden, gates = p.gates(), states = shape.directions * shape.batch * h;
   for (int d = 0; d < shape.directions; ++d) {
-    p.projected[d] = uniform(p.rows() * gates * h, 2.0);
+    p.projected[d] = uniform(p.rows() * gates * h, 2.0);  // representable in S, too
     p.w_hh[d] = uniform(gates * h * h, 2.0 / std::sqrt(double(h)));
     if (shape.biases) {
       p.b_ih[d] = uniform(gates * h, 0.5);
@@ -132,7 +132,8 @@ template <class Product>
 struct Tensors {
   using S = typename Product::Storage;
 
-  std::vector<S> projected[2], w_hh[2], b_ih[2], b_hh[2], h0, c0, grad_output, grad_h_n, grad_c_n;
+  std::vector<float> projected[2];
+  std::vector<S> w_hh[2], b_ih[2], b_hh[2], h0, c0, grad_output, grad_h_n, grad_c_n;
   std::vector<S> output, h_n, c_n, gates, grad_gates, grad_q, grad_h0, grad_c0;
   std::vector<float> cells, grad_bias;
   std::vector<int64_t> offsets;
@@ -140,7 +141,7 @@ struct Tensors {
   Tensors(const Problem& p, int64_t slices) {
     const size_t rows = size_t(p.rows()), h = size_t(p.hidden), directions = size_t(p.directions);
     for (int d = 0; d < p.directions; ++d) {
-      projected[d] = tensor<S>(p.projected[d]);
+      projected[d] = tensor<float>(p.projected[d]);
       w_hh[d] = tensor<S>(p.w_hh[d]);
       b_ih[d] = tensor<S>(p.b_ih[d]);
       b_hh[d] = tensor<S>(p.b_hh[d]);

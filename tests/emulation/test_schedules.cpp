@@ -10,7 +10,7 @@ using namespace emulated;
 namespace {
 
 // Of our error: the plain evaluation's own may be smaller by luck. In units of the storage's roundoff; the largest
-// excess over twice the plain error that was measured here is 1.4 (float32, whose sums are in another order).
+// excess over twice the plain error that was measured here is 1.3 (3xtf32, whose sums are in another order).
 constexpr double kFloor = 4;
 
 template <class V>

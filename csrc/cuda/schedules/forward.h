@@ -201,20 +201,20 @@ class ForwardPass {
   // enough for the L2 cache to answer, where prefetch() had it brought two steps ahead.
   RNN_DEVICE void fetch(int64_t k) {
     rows_ = steps_.rows(k);
-    each_input(rows_, [&](int group, int tile, int column, int gate, const S* x) {
-      fetched_[group][tile][column][gate] = x != nullptr ? device::load_constant(x) : S{};
+    each_input(rows_, [&](int group, int tile, int column, int gate, const float* x) {
+      fetched_[group][tile][column][gate] = x != nullptr ? device::load_constant(x) : 0.0f;
     });
   }
 
   RNN_DEVICE void prefetch(int64_t k) const {
-    each_input(steps_.rows(k), [&](int, int, int, int, const S* x) {
+    each_input(steps_.rows(k), [&](int, int, int, int, const float* x) {
       if (x != nullptr) device::prefetch(x);
     });
   }
 
   template <class Use>
   RNN_DEVICE void each_input(StepRows rows, const Use& use) const {
-    const S* first = static_cast<const S*>(p_.projected[direction_]) + rows.first * kGates * hidden();
+    const float* first = p_.projected[direction_] + rows.first * kGates * hidden();
     RNN_UNROLL
     for (int group = 0; group < kGroups; ++group) {
       RNN_UNROLL
@@ -271,7 +271,7 @@ class ForwardPass {
             RNN_UNROLL
             for (int gate = 0; gate < kGates; ++gate) {
               const int block = group * kGates + gate;
-              x[gate] = device::to_float(fetched_[group][tile][column][gate]);
+              x[gate] = fetched_[group][tile][column][gate];
               products[gate] = sum[block / 2][tile][block % 2 * 2 + column];
             }
             Cell::forward(x, products, bias_[group], state, saved);
@@ -350,7 +350,7 @@ class ForwardPass {
   float bias_[kGroups][kSavedGates];
   State state_[kGroups][kTiles][kColumns];
   StepRows rows_;                                  // of the step at hand, or to come
-  S fetched_[kGroups][kTiles][kColumns][kGates];  // its projected input
+  float fetched_[kGroups][kTiles][kColumns][kGates];  // its projected input
 };
 
 template <class Cell, class Product, class Tile, class Exchange>

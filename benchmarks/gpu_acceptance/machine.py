@@ -1,0 +1,151 @@
+"""Stage 1: what everything else was measured on, by hardware: no name of a host, no path."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch.utils import collect_env
+
+from rnnkernels import info
+
+from .. import machine
+from .schedules import gpu
+from .stage import Row, Stage, describe_error
+
+#: What the driver is asked for; it is only read, never set.
+_DRIVER_FIELDS = (
+    "name",
+    "driver_version",
+    "memory.total",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+    "utilization.gpu",
+    "compute_mode",
+    "mig.mode.current",
+)
+
+#: Of :mod:`torch.utils.collect_env`, what a reader of results wants.
+_ENVIRONMENT_FIELDS = (
+    "os",
+    "gcc_version",
+    "cuda_compiled_version",
+    "cuda_runtime_version",
+    "nvidia_driver_version",
+    "cudnn_version",
+)
+
+_TOOLS = ("ncu", "compute-sanitizer", "nvcc", "nvidia-smi")
+
+
+def run(stage: Stage) -> None:
+    stage.row("hardware", lambda: _hardware(stage))
+    stage.row("versions", _versions)
+    stage.row("switches", _switches)
+    stage.row("driver", _driver)
+    stage.row("tools", lambda: {"found": {name: find_tool(name) is not None for name in _TOOLS}})
+    stage.row("environment", _environment)
+
+
+def conditions(stage: Stage, commit: str | None) -> dict[str, Any]:
+    """What every file of the run begins with."""
+    return {
+        "machine": hardware_name(stage.torch_device),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": commit or machine.commit(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if stage.torch_device.type == "cuda" else None,
+        "dry_run": stage.dry,
+    }
+
+
+def hardware_name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"{machine.describe()['name']}, interpreted"
+    return torch.cuda.get_device_name(device).removeprefix("NVIDIA ").strip()
+
+
+def find_tool(name: str) -> str | None:
+    """A program of the CUDA toolkit, on the PATH or where the toolkit puts it."""
+    places = [*Path("/usr/local").glob("cuda*/bin"), *Path("/opt/nvidia/nsight-compute").glob("*")]
+    found = [str(place / name) for place in sorted(places, reverse=True) if (place / name).is_file()]
+    return shutil.which(name) or (found[0] if found else None)
+
+
+def _hardware(stage: Stage) -> Row:
+    cpu = {key: value for key, value in machine.describe().items() if key not in ("gpus", "isa")}
+    device = gpu(torch.empty(1, device=stage.torch_device))
+    row: Row = {"name": hardware_name(stage.torch_device), "cpu": cpu, "plan": device._asdict()}
+    if stage.dry:
+        return row
+    properties = torch.cuda.get_device_properties(stage.torch_device)
+    names = (
+        "multi_processor_count",
+        "major",
+        "minor",
+        "total_memory",
+        "L2_cache_size",
+        "shared_memory_per_block_optin",
+        "shared_memory_per_multiprocessor",
+        "regs_per_multiprocessor",
+        "max_threads_per_multi_processor",
+        "warp_size",
+    )
+    return row | {name: getattr(properties, name, None) for name in names}
+
+
+def _versions() -> Row:
+    return dict(info.collect()["versions"])
+
+
+def _switches() -> Row:
+    """Everything that changes how float32 products are computed. Reading some of them raises when others were set."""
+    readers: dict[str, Callable[[], Any]] = {
+        "cudnn.rnn.fp32_precision": lambda: torch.backends.cudnn.rnn.fp32_precision,
+        "cuda.matmul.fp32_precision": lambda: torch.backends.cuda.matmul.fp32_precision,
+        "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
+        "cuda.matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
+        "float32_matmul_precision": torch.get_float32_matmul_precision,
+        "bf16_reduced_precision_reduction": lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "fp16_reduced_precision_reduction": lambda: torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        "cudnn.enabled": lambda: torch.backends.cudnn.enabled,
+        "cudnn.benchmark": lambda: torch.backends.cudnn.benchmark,
+        "cudnn.deterministic": lambda: torch.backends.cudnn.deterministic,
+    }
+    switches: dict[str, Any] = {}
+    for name, read in readers.items():
+        try:
+            switches[name] = read()
+        except RuntimeError as error:
+            switches[name] = f"cannot be read: {describe_error(error)[:120]}"
+    return {"switches": switches, "variables": {k: v for k, v in info.collect()["environment"].items() if v is not None}}
+
+
+def _driver() -> Row:
+    tool = find_tool("nvidia-smi")
+    if tool is None:
+        return {"unsupported": "nvidia-smi is not installed"}
+    query = [tool, "-i", "0", f"--query-gpu={','.join(_DRIVER_FIELDS)}", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    values = done.stdout.strip().split(", ")
+    if done.returncode or len(values) != len(_DRIVER_FIELDS):
+        return {"unsupported": f"nvidia-smi: {(done.stderr or done.stdout).strip()[:500]}"}
+    return dict(zip(_DRIVER_FIELDS, values, strict=True))
+
+
+def _environment() -> Row:
+    environment = collect_env.get_env_info()
+    return {name: getattr(environment, name, None) for name in _ENVIRONMENT_FIELDS}
