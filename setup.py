@@ -44,9 +44,7 @@ X86_ISAS = {
 X86_ISAS["avx512_bf16"] = [*X86_ISAS["avx512"], "-mavx512bf16"]
 KERNELS = ["cpu/gemm.cpp", "cpu/lstm.cpp", "cpu/gru.cpp"]
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
-CUDA_UNITS = [
-    (cell, product) for cell in ("Lstm", "Gru") for product in ("BFloat16Product", "Float16Product", "Tf32x3Product")
-]
+CUDA_UNITS = [(cell, product) for cell in ("Lstm", "Gru") for product in ("BFloat16Product", "Float16Product", "Tf32x3Product")]
 # LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -101,7 +99,10 @@ def import_torch():
 
 def compile_all(tools: Toolchain, commands: list[tuple[str, list[str], Path]]) -> None:
     run_all(
-        [[*tools.compiler, *tools.flags, *flags, "-c", str(SOURCES / source), "-o", str(target)] for source, flags, target in commands]
+        [
+            [*tools.compiler, *tools.flags, *flags, "-c", str(SOURCES / source), "-o", str(target)]
+            for source, flags, target in commands
+        ]
     )
 
 
@@ -195,9 +196,12 @@ def build_cuda(torch, tools: Toolchain, package: Path, scratch: Path) -> str:
     architectures, flags = cuda_architectures(torch)
     nvcc = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     kernels = str(SOURCES / "cuda" / "recurrence.cu")
+
+    def defines(cell: str, product: str) -> list[str]:
+        return [f"-DRNNKERNELS_CELL={cell}", f"-DRNNKERNELS_PRODUCT={product}"]
+
     units = [
-        [*nvcc, *flags, f"-DRNNKERNELS_CELL={cell}", f"-DRNNKERNELS_PRODUCT={product}", "-c", kernels]
-        + ["-o", str(scratch / f"{cell}.{product}.o")]
+        [*nvcc, *flags, *defines(cell, product), "-c", kernels, "-o", str(scratch / f"{cell}.{product}.o")]
         for cell, product in CUDA_UNITS
     ]
     launch = [*nvcc, *flags, "-c", str(SOURCES / "cuda" / "launch.cu"), "-o", str(scratch / "launch.o")]
@@ -284,7 +288,10 @@ class BuildNative(build_ext):
     def announce_failure(self, reason: str, wish: str) -> None:
         line = "=" * 100
         what = "left out" if wish == "0" else "NOT built"
-        print(f"\n{line}\nrnnkernels: the CPU kernels were {what}; layers fall back to torch's own.\n{reason}\n{line}\n", file=sys.stderr)
+        print(
+            f"\n{line}\nrnnkernels: the CPU kernels were {what}; layers fall back to torch's own.\n{reason}\n{line}\n",
+            file=sys.stderr,
+        )
 
     def get_outputs(self) -> list[str]:
         package = Path(self.build_lib) / "rnnkernels"

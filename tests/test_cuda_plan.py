@@ -38,7 +38,8 @@ def test_a_request_that_makes_no_sense_is_refused(wrong) -> None:
 
 
 def request(**changes) -> Request:
-    return Request(**{"cell": "gru", "device": torch.device("cuda", 0), "dtype": torch.float32, "input_size": 4, "hidden_size": 8, **changes})
+    gpu = torch.device("cuda", 0)
+    return Request(**{"cell": "gru", "device": gpu, "dtype": torch.float32, "input_size": 4, "hidden_size": 8, **changes})
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,9 @@ void take_batch_sizes(Layer& layer, const Tensor& batch_sizes) {
   std::vector<int64_t> offsets{0};
   int64_t most = s.batch;
   for (int64_t t = 0; t < s.steps; ++t) {
-    STD_TORCH_CHECK(active[t] > 0 && active[t] <= most, "batch_sizes must be positive, not increase, and not exceed the batch of h0 (",
-                    s.batch, "), got ", active[t], " at step ", t);
+    STD_TORCH_CHECK(active[t] > 0 && active[t] <= most,
+                    "batch_sizes must be positive, not increase, and not exceed the batch of h0 (", s.batch, "), got ", active[t],
+                    " at step ", t);
     most = active[t];
     offsets.push_back(offsets.back() + most);
   }
@@ -159,7 +160,9 @@ Layer check_layer(Pass pass, const Flags& flags, const Tensor& input, const Opti
   const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
   for (size_t i = 0; i < weights.size(); ++i) {
     const size_t which = i % flags.per_direction();
-    const Sizes sizes = which == 0 ? Sizes{gate_rows, layer.input_size} : which == 1 ? Sizes{gate_rows, hidden} : Sizes{gate_rows};
+    const Sizes sizes = which == 0   ? Sizes{gate_rows, layer.input_size}
+                        : which == 1 ? Sizes{gate_rows, hidden}
+                                     : Sizes{gate_rows};
     check_tensor(names[which], weights[i], input, dtype, sizes);
     layer.weights.push_back(dense(weights[i]));
   }
@@ -211,8 +214,9 @@ Tensor product_in_float(const Tensor& a, const Tensor& b) {
 
 // a + b c.
 Tensor addmm(const Tensor& a, const Tensor& b, const Tensor& c) {
-  std::array<StableIValue, 5> stack{torch::stable::detail::from(a), torch::stable::detail::from(b), torch::stable::detail::from(c),
-                                    torch::stable::detail::from(1.0), torch::stable::detail::from(1.0)};
+  std::array<StableIValue, 5> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(c), torch::stable::detail::from(1.0),
+                                    torch::stable::detail::from(1.0)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::addmm", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -299,7 +303,8 @@ Tensor recurrent_gradient(const Layer& layer, Tensor grad_gates, const OptionalT
   return result;
 }
 
-BackwardOutputs backward(const Layer& layer, const Gradients& gradients, const Saved& saved, bool needs_input, bool needs_weights) {
+BackwardOutputs backward(const Layer& layer, const Gradients& gradients, const Saved& saved, bool needs_input,
+                         bool needs_weights) {
   const Sequence& s = layer.sequence;
   const bool lstm = layer.flags.cell == CellName::kLstm;
   const ScalarType dtype = layer.input.scalar_type();
@@ -389,19 +394,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(const Tensor& in
                                                                 const Tensor& c0, std::vector<Tensor> weights, bool has_biases,
                                                                 bool has_projection, bool bidirectional, bool save_for_backward) {
   const DeviceGuard guard(input.get_device_index());
-  const Layer layer = check_layer(Pass::kForward, {CellName::kLstm, has_biases, has_projection, bidirectional}, input, batch_sizes,
-                                  h0, c0, std::move(weights));
+  const Layer layer = check_layer(Pass::kForward, {CellName::kLstm, has_biases, has_projection, bidirectional}, input,
+                                  batch_sizes, h0, c0, std::move(weights));
   const Outputs out = forward(layer, save_for_backward);
   return {out.output, out.h_n, *out.c_n, out.gates, *out.cells};
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
     OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n, const Tensor& input, OptionalTensor batch_sizes,
-    const Tensor& h0, const Tensor& c0, std::vector<Tensor> weights, const Tensor& output, const Tensor& gates, const Tensor& cells,
-    bool has_biases, bool has_projection, bool bidirectional, bool needs_input_grad, bool needs_weight_grads) {
+    const Tensor& h0, const Tensor& c0, std::vector<Tensor> weights, const Tensor& output, const Tensor& gates,
+    const Tensor& cells, bool has_biases, bool has_projection, bool bidirectional, bool needs_input_grad,
+    bool needs_weight_grads) {
   const DeviceGuard guard(input.get_device_index());
-  const Layer layer = check_layer(Pass::kBackward, {CellName::kLstm, has_biases, has_projection, bidirectional}, input, batch_sizes,
-                                  h0, c0, std::move(weights));
+  const Layer layer = check_layer(Pass::kBackward, {CellName::kLstm, has_biases, has_projection, bidirectional}, input,
+                                  batch_sizes, h0, c0, std::move(weights));
   BackwardOutputs out =
       backward(layer, {grad_output, grad_h_n, grad_c_n}, {output, gates, cells}, needs_input_grad, needs_weight_grads);
   return {out.input, out.h0, *out.c0, std::move(out.weights)};
@@ -417,11 +423,11 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& input, OptionalTens
   return {out.output, out.h_n, out.gates};
 }
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> gru_backward(OptionalTensor grad_output, OptionalTensor grad_h_n, const Tensor& input,
-                                                             OptionalTensor batch_sizes, const Tensor& h0,
-                                                             std::vector<Tensor> weights, const Tensor& output, const Tensor& gates,
-                                                             bool has_biases, bool bidirectional, bool needs_input_grad,
-                                                             bool needs_weight_grads) {
+std::tuple<Tensor, Tensor, std::vector<Tensor>> gru_backward(OptionalTensor grad_output, OptionalTensor grad_h_n,
+                                                             const Tensor& input, OptionalTensor batch_sizes, const Tensor& h0,
+                                                             std::vector<Tensor> weights, const Tensor& output,
+                                                             const Tensor& gates, bool has_biases, bool bidirectional,
+                                                             bool needs_input_grad, bool needs_weight_grads) {
   const DeviceGuard guard(input.get_device_index());
   const Layer layer = check_layer(Pass::kBackward, {CellName::kGru, has_biases, false, bidirectional}, input, batch_sizes, h0,
                                   std::nullopt, std::move(weights));

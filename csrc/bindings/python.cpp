@@ -32,9 +32,9 @@ py::dict build_info() {
 }
 
 // Names are those of Request and DeviceLimits.
-py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool backward, int64_t hidden, int64_t batch, int directions,
-                   bool projected, int compute_capability, int multiprocessors, int64_t shared_bytes, int most_cluster,
-                   bool persistent_only) {
+py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool backward, int64_t hidden, int64_t batch,
+                   int directions, bool projected, int compute_capability, int multiprocessors, int64_t shared_bytes,
+                   int most_cluster, bool persistent_only) {
   using namespace rnnkernels::cuda;
   if (cell != "lstm" && cell != "gru") throw std::invalid_argument("cell must be lstm or gru");
   if (hidden < 1 || batch < 1 || directions < 1) throw std::invalid_argument("sizes must be positive");
@@ -48,7 +48,8 @@ py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool backw
   }
   const Request request{cell == "lstm" ? CellName::kLstm : CellName::kGru, product, backward ? Pass::kBackward : Pass::kForward,
                         hidden, batch, directions, projected};
-  const Plan plan = choose(request, {compute_capability, multiprocessors, shared_bytes, most_cluster}, measurements(), persistent_only);
+  const Plan plan =
+      choose(request, {compute_capability, multiprocessors, shared_bytes, most_cluster}, measurements(), persistent_only);
   const bool persistent = plan.schedule != Schedule::kStepwise;
   py::dict result;
   result["schedule"] = name(plan.schedule);

@@ -28,8 +28,9 @@ RNN_DEVICE Gate tanh(Gate x) {
   constexpr float kSmall = 0.3f;
   const float square = x.value * x.value;
   const float series =
-      x.value + x.value * square *
-                    (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835 + square * (-1382.0f / 155925)))));
+      x.value +
+      x.value * square *
+          (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835 + square * (-1382.0f / 155925)))));
   const float far = 2.0f * device::reciprocal_fast(1.0f + device::exp2_fast(-2.0f * kLog2E * x.value)) - 1.0f;
   return Gate(square < kSmall * kSmall ? series : far);
 }

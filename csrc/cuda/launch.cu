@@ -39,7 +39,8 @@ std::string describe(const Request& request, const Plan& plan, const char* kerne
 }
 
 template <class Arguments>
-void launch_pass(const Request& request, const Plan& plan, const PackArguments& pack, const Arguments& arguments, cudaStream_t stream) {
+void launch_pass(const Request& request, const Plan& plan, const PackArguments& pack, const Arguments& arguments,
+                 cudaStream_t stream) {
   const int pass = int(request.pass);
   const TileKernels& kernels = kernels_of(request, plan.tile);
   const unsigned directions = unsigned(request.directions);
@@ -47,13 +48,15 @@ void launch_pass(const Request& request, const Plan& plan, const PackArguments& 
   const int64_t vectors = kernels.packed_count[pass](plan.partition);
   const dim3 pack_grid(unsigned((vectors + kThreads - 1) / kThreads), directions);
   void* pack_pointers[] = {const_cast<PackArguments*>(&pack)};
-  check(cudaLaunchKernel(kernels.pack[pass], pack_grid, dim3(kThreads), pack_pointers, 0, stream), "launching the packing of weights");
+  check(cudaLaunchKernel(kernels.pack[pass], pack_grid, dim3(kThreads), pack_pointers, 0, stream),
+        "launching the packing of weights");
 
   const void* kernel = plan.partition.ctas == 1 ? kernels.one_cta[pass] : kernels.cluster[pass];
   const unsigned slices = unsigned((request.batch + plan.rows - 1) / plan.rows), grid_x = slices * unsigned(plan.partition.ctas);
   const std::string what = describe(request, plan, request.pass == Pass::kForward ? "forward" : "backward", grid_x, directions);
   if (kernel == nullptr) throw std::runtime_error("rnnkernels: " + what + " is not compiled");
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)), "shared memory of " + what);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)),
+        "shared memory of " + what);
   if (plan.partition.ctas > 8)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "the cluster of " + what);
   cudaLaunchConfig_t config{};
@@ -151,7 +154,8 @@ int64_t packed_bytes(const Request& request, const Plan& plan) {
   return kernels_of(request, plan.tile).packed_count[int(request.pass)](plan.partition) * int64_t(sizeof(Vector16));
 }
 
-void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments, cudaStream_t stream) {
+void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments,
+            cudaStream_t stream) {
   launch_pass(request, plan, pack, arguments, stream);
 }
 
@@ -178,7 +182,8 @@ void states_before(ProductName product, const StatesBeforeArguments& arguments, 
   }
 }
 
-void bias_gradients(CellName cell, ProductName product, int directions, const BiasGradientsArguments& arguments, cudaStream_t stream) {
+void bias_gradients(CellName cell, ProductName product, int directions, const BiasGradientsArguments& arguments,
+                    cudaStream_t stream) {
   if (cell == CellName::kLstm) {
     launch_bias_gradients<Lstm>(product, directions, arguments, stream);
   } else {

@@ -128,9 +128,9 @@ std::string describe(const Plan& plan) {
   if (plan.schedule == Schedule::kStepwise) {
     std::snprintf(text, sizeof text, "stepwise, about %.1f us per step", plan.microseconds);
   } else {
-    std::snprintf(text, sizeof text, "%s of %d CTA%s, %s tile, %d units each, slices of %d, about %.2f us per step", name(plan.schedule),
-                  plan.partition.ctas, plan.partition.ctas == 1 ? "" : "s", name(plan.tile), plan.partition.units, plan.rows,
-                  plan.microseconds);
+    std::snprintf(text, sizeof text, "%s of %d CTA%s, %s tile, %d units each, slices of %d, about %.2f us per step",
+                  name(plan.schedule), plan.partition.ctas, plan.partition.ctas == 1 ? "" : "s", name(plan.tile),
+                  plan.partition.units, plan.rows, plan.microseconds);
   }
   return text;
 }
@@ -169,14 +169,16 @@ Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, 
   if (ctas > 1 && device.compute_capability < 90) return stepwise(request, "clusters need compute capability 9.0");
   if (ctas > device.most_cluster)
     return stepwise(request, "clusters of " + std::to_string(ctas) + " CTAs are not available here");
-  if (!is_compiled(tile, ctas)) return stepwise(request, std::string("the ") + name(tile) + " tile is not compiled for so many CTAs");
+  if (!is_compiled(tile, ctas))
+    return stepwise(request, std::string("the ") + name(tile) + " tile is not compiled for so many CTAs");
   if (request.hidden > kLargestHidden) return stepwise(request, "the weights are larger than any cluster's memory");
   Partition partition{ctas, 32};  // any multiple of what a warp has, to ask what that is
   const int unit = layout_of(request, tile, partition).units_of_warp;
   partition.units = int(divide_up(divide_up(request.hidden, ctas), unit) * unit);
   const Layout layout = layout_of(request, tile, partition);
   if (layout.warps > kMostWarps)
-    return stepwise(request, std::to_string(partition.units) + " units per CTA are more than " + std::to_string(kMostWarps) + " warps hold");
+    return stepwise(
+        request, std::to_string(partition.units) + " units per CTA are more than " + std::to_string(kMostWarps) + " warps hold");
   if (layout.shared_bytes > device.shared_bytes)
     return stepwise(request, "it needs " + std::to_string(layout.shared_bytes) + " bytes of shared memory of " +
                                  std::to_string(device.shared_bytes));
@@ -197,7 +199,8 @@ Plan choose(const Request& request, const DeviceLimits& device, const std::vecto
       nearest = &entry;
   }
   if (nearest != nullptr && !(persistent_only && nearest->schedule == Schedule::kStepwise)) {
-    Plan plan = nearest->schedule == Schedule::kStepwise ? stepwise(request, "") : plan_of(request, device, nearest->tile, nearest->ctas);
+    Plan plan =
+        nearest->schedule == Schedule::kStepwise ? stepwise(request, "") : plan_of(request, device, nearest->tile, nearest->ctas);
     if (plan.schedule == nearest->schedule) {
       plan.measured = true;
       plan.reason = "measured to be fastest: " + describe(plan);

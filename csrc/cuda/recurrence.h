@@ -28,12 +28,14 @@ const DeviceLimits& device_limits(int device);
 int64_t packed_bytes(const Request& request, const Plan& plan);
 
 // Packs the weights and runs the recurrence of the whole sequence.
-void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments, cudaStream_t stream);
+void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments,
+            cudaStream_t stream);
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const BackwardArguments& arguments,
             cudaStream_t stream);
 
 void write_offsets(const int64_t* offsets, int64_t count, int64_t* to, cudaStream_t stream);
 void states_before(ProductName product, const StatesBeforeArguments& arguments, cudaStream_t stream);
-void bias_gradients(CellName cell, ProductName product, int directions, const BiasGradientsArguments& arguments, cudaStream_t stream);
+void bias_gradients(CellName cell, ProductName product, int directions, const BiasGradientsArguments& arguments,
+                    cudaStream_t stream);
 
 }  // namespace rnnkernels::cuda

@@ -261,7 +261,8 @@ void start(Cluster& cluster) {
     cta->barrier.expected = threads;
     cta->warps.resize(size_t(threads / kLanes));
     // Of exactly the size asked for, so that AddressSanitizer sees what lies behind it.
-    if (posix_memalign(reinterpret_cast<void**>(&cta->shared), 128, std::max<size_t>(machine->launch.shared_bytes, 1)) != 0) std::abort();
+    if (posix_memalign(reinterpret_cast<void**>(&cta->shared), 128, std::max<size_t>(machine->launch.shared_bytes, 1)) != 0)
+      std::abort();
     std::memset(cta->shared, 0xff, std::max<size_t>(machine->launch.shared_bytes, 1));  // NaN in every type
     for (int t = 0; t < threads; ++t) {
       auto thread = std::make_unique<Thread>();

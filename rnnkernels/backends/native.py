@@ -39,10 +39,8 @@ def cuda_unsupported(request: Request) -> str | None:
 
 def describe_cuda(request: Request, batch: int) -> str:
     """The schedules the CUDA kernels would take for a layer of ``request`` with this batch."""
-    plans = [
-        _plan(request.cell, str(request.dtype).removeprefix("torch."), request.hidden_size, batch, request.device.index or 0, backward)
-        for backward in (False, True)
-    ]
+    dtype, device = str(request.dtype).removeprefix("torch."), request.device.index or 0
+    plans = [_plan(request.cell, dtype, request.hidden_size, batch, device, backward) for backward in (False, True)]
     return "; ".join(f"{name} {plan['reason']}" for name, plan in zip(("forward", "backward"), plans, strict=True))
 
 
@@ -54,7 +52,8 @@ def _no_schedule(cell: str, dtype: str, hidden: int, device: int) -> str | None:
         except ImportError as error:
             return f"the module that plans its schedules does not load: {error}"
         if plan["schedule"] == "stepwise":
-            return f"its kernels keep the weights on chip, and {'backward' if backward else 'forward'} these do not fit: {plan['reason']}"
+            step = "backward" if backward else "forward"
+            return f"its kernels keep the weights on chip, and {step} these do not fit: {plan['reason']}"
     return None
 
 

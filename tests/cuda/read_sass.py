@@ -80,10 +80,9 @@ def complaints(mangled, used, opcodes):
 def check(arguments, unit, directory):
     cell, product, architecture = unit
     cubin = directory / f"{'_'.join(unit)}.cubin"
-    log = output_of(
-        [arguments.nvcc, "-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", "-cubin", arguments.source, "-o", cubin]
-        + [f"-DRNNKERNELS_CELL={cell}", f"-DRNNKERNELS_PRODUCT={product}"]
-    )
+    defines = [f"-DRNNKERNELS_CELL={cell}", f"-DRNNKERNELS_PRODUCT={product}"]
+    flags = ["-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", *defines]
+    log = output_of([arguments.nvcc, *flags, "-cubin", arguments.source, "-o", cubin])
     used, opcodes = resources(log), instructions(output_of([arguments.cuobjdump, "-sass", cubin]))
     has_clusters = int(re.search(r"\d+", architecture)[0]) >= 90
     lines, failed = [], False

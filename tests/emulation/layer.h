@@ -187,7 +187,8 @@ struct Layer {
 
   // W_hh as a pass reads it.
   template <class Pack>
-  static std::vector<cuda::Vector16> packed(const Shape& shape, const Problem& p, const Data& data, int d, int64_t count, const Pack& pack) {
+  static std::vector<cuda::Vector16> packed(const Shape& shape, const Problem& p, const Data& data, int d, int64_t count,
+                                            const Pack& pack) {
     std::vector<cuda::Vector16> result(static_cast<size_t>(count));
     cuda::PackArguments a{partition(shape), p.hidden, 1, {data.w_hh[d].data()}, {result.data()}};
     const auto outcome = rnnkernels::emulation::run({int((count + 63) / 64), 1, 64, 1, 0, false, 1}, [&] { pack(a); });
@@ -220,7 +221,8 @@ struct Layer {
     a.gates = shape.save ? data.gates.data() : nullptr;
     a.cells = shape.save ? pointer(data.cells) : nullptr;
     const cuda::ForwardShared<Cell, Product, Tile> shared(nullptr, a.partition);
-    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed), [&] { cuda::forward<Cell, Product, Tile, Exchange>(a); });
+    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed),
+                                      [&] { cuda::forward<Cell, Product, Tile, Exchange>(a); });
   }
 
   static rnnkernels::emulation::Outcome backward(const Shape& shape, const Problem& p, Data& data, uint64_t seed) {
@@ -251,7 +253,8 @@ struct Layer {
     a.grad_h0 = data.grad_h0.data();
     a.grad_c0 = data.grad_c0.data();
     const cuda::BackwardShared<Cell, Product, Tile> shared(nullptr, a.partition);
-    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed), [&] { cuda::backward<Cell, Product, Tile, Exchange>(a); });
+    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed),
+                                      [&] { cuda::backward<Cell, Product, Tile, Exchange>(a); });
   }
 };
 

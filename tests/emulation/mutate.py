@@ -133,11 +133,14 @@ class Suite:
         subprocess.run([self.compiler, *FLAGS, *kernels, source, *self.common[way], "-o", program], check=True)
         command = ["setarch", "-R", program] if way == "ThreadSanitizer" else [program]
         environment = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+        result = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        )
         if result.returncode == 0:
             return None
         lines = [line for line in result.stdout.splitlines() if "SUMMARY" in line or ": " in line]
-        return (next((line for line in lines if "SUMMARY" in line), lines[0] if lines else f"exit status {result.returncode}"))[-140:]
+        first = lines[0] if lines else f"exit status {result.returncode}"
+        return next((line for line in lines if "SUMMARY" in line), first)[-140:]
 
     def tree(self, mutation, index):
         tree = self.scratch / f"mutant{index}"

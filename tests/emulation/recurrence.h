@@ -105,7 +105,9 @@ class Layer {
     for (size_t row = 0; row < sums.size(); ++row)
       for (size_t j = 0; j < h_; ++j) sums[row] += Real(operand_(p_.w_hh[d][row * h_ + j])) * operand[j];
     for (size_t j = 0; j < h_; ++j) {
-      const auto x = [&](size_t gate) { return Real(p_.projected[d][r * gates * h_ + gate * h_ + j]) + bias(p_.b_ih[d], gate * h_ + j); };
+      const auto x = [&](size_t gate) {
+        return Real(p_.projected[d][r * gates * h_ + gate * h_ + j]) + bias(p_.b_ih[d], gate * h_ + j);
+      };
       const auto u = [&](size_t gate) { return sums[gate * h_ + j] + bias(p_.b_hh[d], gate * h_ + j); };
       Real y[4];
       if (p_.lstm) {
@@ -172,7 +174,9 @@ class Layer {
     }
   }
 
-  Reals load(const Values& from, size_t first) const { return Reals(from.begin() + long(first), from.begin() + long(first + h_)); }
+  Reals load(const Values& from, size_t first) const {
+    return Reals(from.begin() + long(first), from.begin() + long(first + h_));
+  }
   void store(Values& to, size_t first, const Reals& values, const Rounding& rounding) const {
     for (size_t j = 0; j < h_; ++j) to[first + j] = rounding(double(values[j]));
   }

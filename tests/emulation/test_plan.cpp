@@ -80,7 +80,8 @@ void measurements_win() {
       {r.cell, r.product, r.pass, 80, 128, 16, Schedule::kOneCta, TileName::kBroad, 1},
   };
   const Plan plan = choose(r, kHopper, table);
-  CHECK(plan.measured && plan.tile == TileName::kTall && plan.partition.ctas == 16, "the nearest measurement decides: " + plan.reason);
+  CHECK(plan.measured && plan.tile == TileName::kTall && plan.partition.ctas == 16,
+        "the nearest measurement decides: " + plan.reason);
   DeviceLimits portable = kHopper;
   portable.most_cluster = 8;
   CHECK(!choose(r, portable, table).measured, "a measured schedule that does not fit here is not taken");

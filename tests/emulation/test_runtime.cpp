@@ -77,7 +77,8 @@ void barriers() {
     device::cta_barrier();
     device::mbarrier_wait(barrier(), 0);
   });
-  expect_error("who waits for what", "64 threads from thread 0 of block (0, 0) for an mbarrier at shared offset 0 (1 arrivals", named);
+  expect_error("who waits for what", "64 threads from thread 0 of block (0, 0) for an mbarrier at shared offset 0 (1 arrivals",
+               named);
   expect_error("different counts at a named barrier", "different counts", rnnkernels::emulation::run(launch(1, 1), [] {
                  device::named_barrier(1, device::thread() < 32 ? 32 : 64);
                  device::named_barrier(1, 64);
@@ -92,7 +93,8 @@ void barriers() {
                  }
                }));
   uint32_t flag = 0;
-  expect_error("a flag nobody raises", "spin bound", rnnkernels::emulation::run(launch(1, 1), [&] { device::wait_for_flag(&flag, 1); }));
+  expect_error("a flag nobody raises", "spin bound",
+               rnnkernels::emulation::run(launch(1, 1), [&] { device::wait_for_flag(&flag, 1); }));
 }
 
 void memory() {
@@ -104,8 +106,10 @@ void memory() {
         }).ok(),
         "reading shared memory");
   CHECK(poisoned, "shared memory starts as NaN");
-  expect_error("a misaligned vector", "not aligned", rnnkernels::emulation::run(launch(1, 1), [] { device::load16(buffer() + 4); }));
-  expect_error("a store outside shared memory", "outside this block's shared memory", rnnkernels::emulation::run(launch(2, 2), [] {
+  expect_error("a misaligned vector", "not aligned",
+               rnnkernels::emulation::run(launch(1, 1), [] { device::load16(buffer() + 4); }));
+  expect_error("a store outside shared memory", "outside this block's shared memory",
+               rnnkernels::emulation::run(launch(2, 2), [] {
                  if (device::thread() == 0) device::mbarrier_init(barrier(), 1);
                  device::cluster_barrier();
                  device::store_async(device::shared_memory() + 1024, 0, Vector16{}, barrier());

@@ -29,7 +29,8 @@ template <class Cell, class Product, class Tile, class Exchange>
 void check(const Shape& shape, const char* schedule) {
   using Run = Layer<Cell, Product, Tile, Exchange>;
   const bool lstm = Cell::kHasCellState;
-  const std::string name = std::string(schedule) + " " + (lstm ? "LSTM " : "GRU ") + Precision<Product>::name + " " + describe(shape);
+  const std::string name =
+      std::string(schedule) + " " + (lstm ? "LSTM " : "GRU ") + Precision<Product>::name + " " + describe(shape);
   const Problem p = problem<typename Product::Storage>(lstm, shape, 17);
   Tensors<Product> first(p, Run::slices(shape));
   for (uint64_t seed = 1; seed <= 2; ++seed) {

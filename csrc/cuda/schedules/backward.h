@@ -49,8 +49,10 @@ RNN_DEVICE void pack_backward(const PackArguments& p) {
   if (i >= division.packed_count(p.partition.ctas)) return;
   const int h = p.hidden, units = p.partition.units, direction = device::block_y();
   const PackedPlace place(i, division.warps, division.passes, division.most_windows(), Tile::kBackwardTiles);
-  const int j = (division.first_tile(place.warp, place.pass) + place.tile) * kTileRows + place.block * kBlockRows + place.lane / 4;
-  const int first = (place.window * division.parts + place.warp % division.parts) * kWindow<Product> + place.lane % 4 * kLaneShare<Product>;
+  const int j =
+      (division.first_tile(place.warp, place.pass) + place.tile) * kTileRows + place.block * kBlockRows + place.lane / 4;
+  const int first =
+      (place.window * division.parts + place.warp % division.parts) * kWindow<Product> + place.lane % 4 * kLaneShare<Product>;
   const S* w = static_cast<const S*>(p.w_hh[direction]);
   static_cast<Vector16*>(p.packed[direction])[i] = gather<Product>([&](int k) {
     const int gate = (first + k) / units, unit = (first + k) % units, u = place.rank * units + unit;
@@ -71,7 +73,8 @@ struct BackwardShared {
   static constexpr int kSlotRow = Tile::kRows + 2;
 
   device::Mbarrier* arrived;   // (2)
-  Alternating<unsigned char> gradients;  // (rows, stride bytes): d(gates) of the hidden side, (G, U) of a row, as the product's operand
+  Alternating<unsigned char>
+      gradients;  // (rows, stride bytes): d(gates) of the hidden side, (G, U) of a row, as the product's operand
   Alternating<float> shares;             // (C * P, U, kSlotRow): shares of d(h)
   float* bias;                  // (groups, 4, threads)
   Vector16* weights;            // (warps, ...): see ResidentWeights
@@ -172,8 +175,9 @@ class BackwardPass {
 
   RNN_DEVICE void load_weights() {
     const int most = division_.most_windows(), own = (division_.windows - part_ + division_.parts - 1) / division_.parts;
-    const auto* packed = static_cast<const Vector16*>(p_.packed[direction_]) +
-                         int64_t(exchange_.rank() * division_.warps + own_.warp) * division_.passes * most * Tile::kBackwardTiles * 2 * kLanes;
+    const auto* packed =
+        static_cast<const Vector16*>(p_.packed[direction_]) +
+        int64_t(exchange_.rank() * division_.warps + own_.warp) * division_.passes * most * Tile::kBackwardTiles * 2 * kLanes;
     weights_.shared = shared_.weights + own_.warp * Shared::Weights::shared_count(division_.passes, most);
     weights_.load(packed, division_.passes, most, own, own_.lane);
   }
@@ -364,9 +368,11 @@ class BackwardPass {
     S* input_side = static_cast<S*>(p_.grad_gates) + first * kGates * h;
     RNN_UNROLL
     for (int gate = 0; gate < kGates; ++gate)
-      device::store_streaming(own_.at(input_side + gate * h, kGates * h, tile, column, u), device::round_to<S>(gradient.gates[gate]));
+      device::store_streaming(own_.at(input_side + gate * h, kGates * h, tile, column, u),
+                              device::round_to<S>(gradient.gates[gate]));
     if constexpr (!Cell::kHasCellState)
-      device::store_streaming(own_.at(static_cast<S*>(p_.grad_q) + first * h, h, tile, column, u), device::round_to<S>(gradient.gates[3]));
+      device::store_streaming(own_.at(static_cast<S*>(p_.grad_q) + first * h, h, tile, column, u),
+                              device::round_to<S>(gradient.gates[3]));
   }
 
   RNN_DEVICE float* bias_sum(int group, int gate) const {

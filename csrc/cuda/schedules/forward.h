@@ -46,11 +46,14 @@ struct ForwardShared {
     return ceil_divide(partition.ctas * partition.units, kWindow<Product>);
   }
   // Of a warp.
-  RNN_HOST_DEVICE static int most_windows(const Partition& partition) { return ceil_divide(all_windows(partition), Tile::kSplits); }
+  RNN_HOST_DEVICE static int most_windows(const Partition& partition) {
+    return ceil_divide(all_windows(partition), Tile::kSplits);
+  }
 
   // Vectors of packed weights of a direction.
   RNN_HOST_DEVICE static int64_t packed_count(const Partition& partition) {
-    return int64_t(partition.ctas) * Own::warps(partition.units) * most_windows(partition) * (Cell::kGates * Own::kGroups) * kLanes;
+    return int64_t(partition.ctas) * Own::warps(partition.units) * most_windows(partition) * (Cell::kGates * Own::kGroups) *
+           kLanes;
   }
 };
 
@@ -64,7 +67,8 @@ RNN_DEVICE void pack_forward(const PackArguments& p) {
   const int64_t i = int64_t(device::block_x()) * device::threads() + device::thread();
   if (i >= Shared::packed_count(p.partition)) return;
   const int h = p.hidden, direction = device::block_y();
-  const PackedPlace place(i, Own::warps(p.partition.units), 1, Shared::most_windows(p.partition), Cell::kGates * Own::kGroups / 2);
+  const PackedPlace place(i, Own::warps(p.partition.units), 1, Shared::most_windows(p.partition),
+                          Cell::kGates * Own::kGroups / 2);
   const int index = 2 * place.tile + place.block, group = index / Cell::kGates, gate = index % Cell::kGates;
   const int split = place.warp % Tile::kSplits, block = place.warp / Tile::kSplits;
   const int unit = place.rank * p.partition.units + block * Own::kUnits + group * kBlockRows + place.lane / 4;
@@ -185,7 +189,8 @@ class ForwardPass {
       const int row = i / width, u = i % width;
       const int64_t n = first_row_ + row;
       const bool inside = n < p_.sequence.batch && u < hidden();
-      const float value = inside ? device::to_float(device::load_constant(h0 + (direction_ * p_.sequence.batch + n) * hidden() + u)) : 0.0f;
+      const float value =
+          inside ? device::to_float(device::load_constant(h0 + (direction_ * p_.sequence.batch + n) * hidden() + u)) : 0.0f;
       operand_row(0, row)[u] = Product::operand(value);
       if (u >= p_.partition.ctas * p_.partition.units) operand_row(1, row)[u] = Product::operand(0.0f);
     }
@@ -225,7 +230,8 @@ class ForwardPass {
           const bool inside = own_.row(tile, column) < rows.active && u < hidden();
           RNN_UNROLL
           for (int gate = 0; gate < kGates; ++gate)
-            use(group, tile, column, gate, inside ? own_.at(first + gate * hidden(), kGates * hidden(), tile, column, u) : nullptr);
+            use(group, tile, column, gate,
+                inside ? own_.at(first + gate * hidden(), kGates * hidden(), tile, column, u) : nullptr);
         }
       }
     }
@@ -254,7 +260,9 @@ class ForwardPass {
   }
 
   // The i-th pair of sums that differ in the column only.
-  RNN_DEVICE static float* pair(float (&sum)[kMatrixTiles][kTiles][4], int i) { return &sum[i / 2 / kTiles][i / 2 % kTiles][i % 2 * 2]; }
+  RNN_DEVICE static float* pair(float (&sum)[kMatrixTiles][kTiles][4], int i) {
+    return &sum[i / 2 / kTiles][i / 2 % kTiles][i % 2 * 2];
+  }
 
   RNN_DEVICE void step(int64_t k, const float (&sum)[kMatrixTiles][kTiles][4]) {
     Operand* staged = staging(k);

@@ -200,7 +200,8 @@ struct ResidentWeights {
         RNN_UNROLL
         for (int block = 0; block < 2; ++block) {
           registers[tile][window][block] = Vector16{{0, 0, 0, 0}};
-          if (window < windows) registers[tile][window][block] = device::load16(packed + ((window * kTiles + tile) * 2 + block) * kLanes + lane);
+          if (window < windows)
+            registers[tile][window][block] = device::load16(packed + ((window * kTiles + tile) * 2 + block) * kLanes + lane);
         }
       }
     }
