@@ -40,6 +40,7 @@ X86_ISAS = {
 }
 X86_ISAS["avx512_bf16"] = [*X86_ISAS["avx512"], "-mavx512bf16"]
 KERNELS = ["cpu/gemm.cpp", "cpu/lstm.cpp", "cpu/gru.cpp"]
+STREAM_KERNELS = ["cpu/stream_kernels.cpp"]  # part of the Python module, which works without the operators
 # LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -117,11 +118,14 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         "TORCH": torch.__version__,
     }
     # Each entry: source, its own flags, object file.
-    kernels = [
-        (source, [f"-DRNNKERNELS_ISA={isa}", *flags], scratch / f"{Path(source).stem}.{isa}.o")
-        for isa, flags in tools.isas.items()
-        for source in KERNELS
-    ]
+    kernels, stream_kernels = (
+        [
+            (source, [f"-DRNNKERNELS_ISA={isa}", *flags], scratch / f"{Path(source).stem}.{isa}.o")
+            for isa, flags in tools.isas.items()
+            for source in sources
+        ]
+        for sources in (KERNELS, STREAM_KERNELS)
+    )
     table = ("cpu/kernels.cpp", widths, scratch / "kernels.o")
     dispatch = ("cpu/dispatch.cpp", widths, scratch / "dispatch.o")
     operators = (
@@ -129,23 +133,22 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         [STABLE_ABI, "-isystem", str(torch_root / "include")],
         scratch / "ops_cpu.o",
     )
-    python = (
-        "bindings/python.cpp",
-        [f"-DRNNKERNELS_{name}={json.dumps(value)}" for name, value in facts.items()]
-        + ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")],
-        scratch / "python.o",
-    )
-    compile_all(tools, [*kernels, operators, python, table, dispatch])
+    headers = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+    definitions = [f"-DRNNKERNELS_{name}={json.dumps(value)}" for name, value in facts.items()]
+    python = [
+        ("bindings/python.cpp", [*definitions, *headers], scratch / "python.o"),
+        ("bindings/stream.cpp", headers, scratch / "stream_session.o"),
+        ("cpu/stream.cpp", widths, scratch / "stream.o"),
+        *stream_kernels,
+    ]
+    compile_all(tools, [*kernels, operators, *python, table, dispatch])
 
     library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, operators]]
     (package / "lib").mkdir(parents=True, exist_ok=True)
-    # No Python in the library, and no run-time path: torch is loaded before it.
-    link(
-        tools,
-        package / "lib" / LIBRARY,
-        [*library_objects, f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"],
-    )
-    link(tools, module, [str(python[2]), str(dispatch[2])])
+    # No Python in the library, and no run-time path: torch is loaded before both.
+    libtorch = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    link(tools, package / "lib" / LIBRARY, [*library_objects, *libtorch])
+    link(tools, module, [*(str(target) for _, _, target in [*python, dispatch]), *libtorch])
 
 
 def link(tools: Toolchain, target: Path, arguments: list[str]) -> None:

@@ -1,10 +1,11 @@
-// The optional module rnnkernels._C: facts about this build. The operators do not need it.
+// The optional module rnnkernels._C: facts about this build, and streams. The operators do not need it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <exception>
 
 #include "../cpu/dispatch.h"
+#include "stream.h"
 
 namespace py = pybind11;
 
@@ -31,8 +32,9 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Facts about the native build of rnnkernels.";
+  m.doc() = "Facts about the native build of rnnkernels, and streams.";
   m.def("build_info", &build_info,
         "Compiler, flags, torch version and instruction sets of the build, and the set chosen in this process "
         "(cpu_isa, or None and the reason in cpu_isa_error when RNNKERNELS_CPU_ISA cannot be served).");
+  rnnkernels::python::bind_stream(m);
 }
