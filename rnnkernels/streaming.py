@@ -54,8 +54,6 @@ class Stream:
         self.state_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.weight_dtype = _weight_dtype(self.dtype, dtype)
         self._lstm = module.mode == "LSTM"
-        self._output = torch.empty(batch_size, self.output_size, dtype=self.dtype)
-        self._row = self._output[0]
         self.engine, self.reason, self._session = self._open_session()
         self._step = self._session.step
         self.refresh()
@@ -77,9 +75,6 @@ class Stream:
             TypeError, ValueError, RuntimeError: x or out is not such a tensor, or requires a gradient while gradients are being
                 recorded; the module's weights no longer fit.
         """
-        if out is None:
-            # A tensor of another kind is refused with this output as with the other.
-            out = self._row if type(x) is Tensor and x.ndim == 1 else self._output
         return self._step(x, out)
 
     # --- states ----------------------------------------------------------------------------------------------------------
@@ -151,6 +146,7 @@ class Stream:
     def _open_session(self) -> tuple[str, str | None, Any]:
         # The session must not keep this object alive: it could not be collected, being no container to Python.
         this = weakref.ref(self)
+        output = torch.empty(self.batch_size, self.output_size, dtype=self.dtype)
         options = dict(
             lstm=self._lstm,
             dtype=_name(self.dtype),
@@ -161,6 +157,8 @@ class Stream:
             state_size=self.output_size,
             layers=self.num_layers,
             has_projection=self.module.proj_size > 0,
+            output=output,
+            row=output[0],
             refuse_input=_refusal("x", self.batch_size, self.input_size, self.dtype, contiguous=False),
             refuse_output=_refusal("out", self.batch_size, self.output_size, self.dtype, contiguous=True),
             weights_changed=lambda: this().refresh(),
@@ -284,7 +282,7 @@ class _TorchSession:
         widths = (state_size, hidden_size) if lstm else (hidden_size,)
         self._states = [torch.zeros(layers, batch, width, dtype=self._compute_dtype) for width in widths]
         self._refuse_input, self._refuse_output = options["refuse_input"], options["refuse_output"]
-        self._weights_changed = options["weights_changed"]
+        self._output, self._row, self._weights_changed = options["output"], options["row"], options["weights_changed"]
         self._weights: list[list[Tensor]] = [[] for _ in range(layers)]
         self._watched: list[tuple[dict[str, Any], str, Any, Any]] = []
 
@@ -304,10 +302,11 @@ class _TorchSession:
             return None
         return value.data_ptr(), 0 if value.is_inference() else value._version
 
-    def step(self, x: Tensor, output: Tensor) -> Tensor:
+    def step(self, x: Tensor, out: Tensor | None) -> Tensor:
         if not self.weights_are_current():
             self._weights_changed()
         self._refuse_input(x)
+        output = out if out is not None else self._row if x.dim() == 1 else self._output
         self._refuse_output(output)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             input = x.to(self._compute_dtype).view(1, -1, x.size(-1))

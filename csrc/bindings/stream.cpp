@@ -55,19 +55,22 @@ Dtype dtype_named(const std::string& name) {
 
 class StreamSession {
  public:
-  // refuse_input(x) and refuse_output(out) raise what is wrong with a tensor that does not fit; weights_changed()
+  // Steps write to output (N, P), of which row (P) is the first row. refuse_input(x) and refuse_output(out) raise what is wrong with a tensor that does not fit; weights_changed()
   // loads and watches the weights again.
   StreamSession(bool lstm, const std::string& dtype, bool bfloat16_weights, int64_t batch, int64_t input_size,
-                int64_t hidden_size, int64_t state_size, int layers, bool has_projection, py::function refuse_input,
-                py::function refuse_output, py::function weights_changed, bool use_exchange)
+                int64_t hidden_size, int64_t state_size, int layers, bool has_projection, py::object output,
+                py::object row, py::function refuse_input, py::function refuse_output, py::function weights_changed,
+                bool use_exchange)
       : reader_(use_exchange),
         stream_({lstm, dtype_named(dtype), bfloat16_weights, batch, input_size, hidden_size, state_size, layers,
                  has_projection}),
+        output_(std::move(output)),
+        row_(std::move(row)),
         refuse_input_(std::move(refuse_input)),
         refuse_output_(std::move(refuse_output)),
         weights_changed_(std::move(weights_changed)),
-        version_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("_version"))),
-        requires_grad_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("requires_grad"))),
+        version_("_version"),
+        requires_grad_("requires_grad"),
         releases_gil_(stream_.work() >= kWorthReleasing) {}
 
   // Parameters of one layer, contiguous: w_ih, w_hh[, b_ih, b_hh][, w_hr].
@@ -109,8 +112,9 @@ class StreamSession {
     return true;
   }
 
-  // x (N, I), or (I) for one row, with adjacent features; output (N, P), or (P) for one row, contiguous.
-  py::object step(const py::object& x, const py::object& output) {
+  // x (N, I), or (I) for one row, with adjacent features; out (N, P), or (P) for one row, contiguous. Where out is None,
+  // `output`, or `row` if x has one dimension.
+  py::object step(const py::object& x, const py::object& out) {
     if (!weights_are_current()) weights_changed_();
     if (!loaded_) throw std::runtime_error("no weights are loaded");
     const cpu::StreamShape& s = stream_.shape();
@@ -119,6 +123,7 @@ class StreamSession {
       refuse_input_(x);
       throw std::runtime_error("x has no memory that can be read");
     }
+    const py::object& output = !out.is_none() ? out : from.dims == 1 ? row_ : output_;
     if (!reader_.read(output, &to) || !fits(to, s.state_size) || !to.contiguous() || records_gradient(output)) {
       refuse_output_(output);
       throw std::runtime_error("the output has no memory that can be written to");
@@ -186,13 +191,17 @@ class StreamSession {
     TensorView view;
     w.has_memory = reader_.read(object, &view);
     if (w.has_memory) w.data = view.data;
-    if (const auto version = version_of(object)) w.has_version = true, w.version = *version;
+    if (reader_.is_plain(object)) {
+      const auto version = version_of(object);
+      w.has_version = version.has_value();
+      w.version = version.value_or(0);
+    }
     return w;
   }
 
-  // Nothing for what is no tensor, and for tensors made in inference mode, which do not count.
+  // Nothing for tensors made in inference mode, which do not count.
   std::optional<int64_t> version_of(const py::object& object) const {
-    const auto version = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), version_.ptr()));
+    const py::object version = version_.of(object);
     if (!version) {
       PyErr_Clear();
       return std::nullopt;
@@ -201,7 +210,7 @@ class StreamSession {
   }
 
   bool records_gradient(const py::object& tensor) const {
-    const auto wanted = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), requires_grad_.ptr()));
+    const py::object wanted = requires_grad_.of(tensor);
     if (!wanted) throw py::error_already_set();
     if (wanted.ptr() != Py_True) return false;
     return py::module_::import("torch").attr("is_grad_enabled")().cast<bool>();
@@ -240,8 +249,9 @@ class StreamSession {
 
   TensorReader reader_;
   cpu::Stream stream_;
+  py::object output_, row_;
   py::function refuse_input_, refuse_output_, weights_changed_;
-  py::object version_, requires_grad_;
+  TensorAttribute version_, requires_grad_;
   std::vector<Watched> watched_;
   const bool releases_gil_;
   bool loaded_ = false;
@@ -252,12 +262,12 @@ class StreamSession {
 
 void bind_stream(py::module_& m) {
   py::class_<StreamSession>(m, "StreamSession", "What rnnkernels.streaming.Stream computes with.")
-      .def(py::init<bool, const std::string&, bool, int64_t, int64_t, int64_t, int64_t, int, bool, py::function,
-                    py::function, py::function, bool>(),
+      .def(py::init<bool, const std::string&, bool, int64_t, int64_t, int64_t, int64_t, int, bool, py::object,
+                    py::object, py::function, py::function, py::function, bool>(),
            py::kw_only(), py::arg("lstm"), py::arg("dtype"), py::arg("bfloat16_weights"), py::arg("batch"),
            py::arg("input_size"), py::arg("hidden_size"), py::arg("state_size"), py::arg("layers"),
-           py::arg("has_projection"), py::arg("refuse_input"), py::arg("refuse_output"), py::arg("weights_changed"),
-           py::arg("use_exchange") = true)
+           py::arg("has_projection"), py::arg("output"), py::arg("row"), py::arg("refuse_input"),
+           py::arg("refuse_output"), py::arg("weights_changed"), py::arg("use_exchange") = true)
       .def("load_weights", &StreamSession::load_weights)
       .def("watch", &StreamSession::watch)
       .def("weights_are_current", &StreamSession::weights_are_current)

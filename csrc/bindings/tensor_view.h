@@ -29,6 +29,27 @@ struct TensorView {
   }
 };
 
+// An attribute of torch.Tensor that C code computes. Calling that code directly saves half of an attribute's cost, which
+// counts: a step asks for the version of every weight.
+class TensorAttribute {
+ public:
+  explicit TensorAttribute(const char* name) : name_(name) {
+    const py::object found = py::module_::import("torch").attr("Tensor").attr(name);
+    if (Py_TYPE(found.ptr()) == &PyGetSetDescr_Type)
+      getter_ = reinterpret_cast<PyGetSetDescrObject*>(found.ptr())->d_getset;
+  }
+
+  // Of a tensor that a TensorReader reads; null, with a Python error set, if it has none.
+  py::object of(py::handle tensor) const {
+    return py::reinterpret_steal<py::object>(getter_ != nullptr ? getter_->get(tensor.ptr(), getter_->closure)
+                                                                : PyObject_GetAttrString(tensor.ptr(), name_));
+  }
+
+ private:
+  const char* name_;
+  const PyGetSetDef* getter_ = nullptr;
+};
+
 // Reads views. Only plain tensors and parameters: what a subclass or a transform wraps has no memory of its own.
 class TensorReader {
  public:
@@ -48,8 +69,12 @@ class TensorReader {
   // False unless this is a dense tensor on the CPU of at most kMostDims dimensions and a type of types.h. No Python
   // error is left behind.
   bool read(py::handle object, TensorView* view) const {
-    if (Py_TYPE(object.ptr()) != type(tensor_) && Py_TYPE(object.ptr()) != type(parameter_)) return false;
+    if (!is_plain(object)) return false;
     return exchange_ != nullptr ? exchanged(object, view) : from_attributes(object, view);
+  }
+
+  bool is_plain(py::handle object) const {
+    return Py_TYPE(object.ptr()) == type(tensor_) || Py_TYPE(object.ptr()) == type(parameter_);
   }
 
  private:
