@@ -197,7 +197,8 @@ def mismatches(module: nn.RNNBase, steps: dict[str, Step], inputs: Sequence[Tens
 
 def _oracle(module: nn.RNNBase, rounded: bool) -> Step:
     weights = {
-        name: (value.bfloat16() if rounded and value.dim() == 2 else value).double() for name, value in module.state_dict().items()
+        name: (value.bfloat16() if rounded and value.dim() == 2 else value).double()
+        for name, value in module.state_dict().items()
     }
     exact = type(module)(module.input_size, module.hidden_size, module.num_layers, dtype=torch.float64)
     exact.load_state_dict(weights)
@@ -248,7 +249,9 @@ def _seconds(step: Step, x: Tensor, calls: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, help="result file (default: out/<machine>-streaming.json)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="H", help="hidden and input sizes (default: 16 … 1024)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=SIZES, metavar="H", help="hidden and input sizes (default: 16 … 1024)"
+    )
     parser.add_argument("--layers", type=int, nargs="+", default=(1, 2), help="(default: 1 2)")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case and contestant (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")

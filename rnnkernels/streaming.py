@@ -120,12 +120,16 @@ class Stream:
         if weights[0].dtype != self.dtype:
             raise RuntimeError(f"the module is {weights[0].dtype} now and this stream {self.dtype}: make a new stream")
         per_layer = len(weights) // self.num_layers
+        self._check_shapes(weights)
         # Watched first: a write from another thread while packing is then seen by the next step.
         self._session.watch(_watched(module))
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        try:
             for layer in range(self.num_layers):
                 own = weights[layer * per_layer : (layer + 1) * per_layer]
                 self._session.load_weights(layer, [w.detach().contiguous() for w in own], module.bias)
+        except BaseException:
+            self._session.watch([({}, "", module)])  # never as it was: the next step comes here again
+            raise
 
     def __repr__(self) -> str:
         size = f"{self.input_size}, {self.hidden_size}" + (f", proj_size={self.output_size}" * bool(self.module.proj_size))
@@ -165,6 +169,17 @@ class Stream:
         )
         session, reason = _native_session()
         return ("native", None, session(**options)) if reason is None else ("torch", reason, _TorchSession(**options))
+
+    def _check_shapes(self, weights: list[Tensor]) -> None:
+        gates = (4 if self._lstm else 3) * self.hidden_size
+        for name, weight in zip(self.module._flat_weights_names, weights, strict=True):
+            kind, layer = name.rsplit("_l", 1)
+            width = self.input_size if layer == "0" else self.output_size
+            shapes = {"weight_ih": (gates, width), "weight_hh": (gates, self.output_size)}
+            shapes["weight_hr"] = (self.output_size, self.hidden_size)
+            expected = shapes.get(kind, (gates,))
+            if tuple(weight.shape) != expected:
+                raise RuntimeError(f"{name} must have shape {expected}, got {list(weight.shape)}")
 
     def _empty_states(self) -> tuple[Tensor, Tensor | None]:
         h = torch.empty(self.num_layers, self.batch_size, self.output_size, dtype=self.state_dtype)
@@ -208,7 +223,9 @@ def _weight_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
         return own
     if own == torch.float32 and wanted == torch.bfloat16:
         return wanted
-    raise ValueError(f"weights of a {own} module can be kept in {own}" + (" or torch.bfloat16" * (own == torch.float32)) + f", not {wanted}")
+    raise ValueError(
+        f"weights of a {own} module can be kept in {own}" + (" or torch.bfloat16" * (own == torch.float32)) + f", not {wanted}"
+    )
 
 
 def _weights(module: nn.RNNBase) -> list[Tensor]:
@@ -229,6 +246,8 @@ def _weights(module: nn.RNNBase) -> list[Tensor]:
                     )
             weights.append(weight)
     for name, weight in zip(module._flat_weights_names, weights, strict=True):
+        if type(weight) not in (Tensor, nn.Parameter):
+            raise TypeError(f"a stream needs plain tensors, and {name} is {type(weight).__name__}")
         if weight.device.type != "cpu":
             raise RuntimeError(f"a stream computes on the CPU, and {name} is on {weight.device}")
         if weight.dtype not in FLOAT_DTYPES or weight.dtype != weights[0].dtype:
@@ -275,7 +294,9 @@ def _refusal(what: str, batch: int, width: int, dtype: torch.dtype, contiguous: 
 class _TorchSession:
     """What ``_C.StreamSession`` does, in torch: float32 (float64) maths and states, matrices rounded to how they are kept."""
 
-    def __init__(self, *, lstm, dtype, bfloat16_weights, batch, layers, state_size, hidden_size, has_projection, **options) -> None:
+    def __init__(
+        self, *, lstm, dtype, bfloat16_weights, batch, layers, state_size, hidden_size, has_projection, **options
+    ) -> None:
         self._cell, self._dtype = "lstm" if lstm else "gru", getattr(torch, dtype)
         self._compute_dtype = torch.float64 if self._dtype == torch.float64 else torch.float32
         self._bfloat16_weights, self._has_projection = bfloat16_weights, has_projection

@@ -55,8 +55,8 @@ Dtype dtype_named(const std::string& name) {
 
 class StreamSession {
  public:
-  // Steps write to output (N, P), of which row (P) is the first row. refuse_input(x) and refuse_output(out) raise what is wrong with a tensor that does not fit; weights_changed()
-  // loads and watches the weights again.
+  // Steps write to output (N, P), of which row (P) is the first row. refuse_input(x) and refuse_output(out) raise what
+  // is wrong with a tensor that does not fit; weights_changed() loads and watches the weights again.
   StreamSession(bool lstm, const std::string& dtype, bool bfloat16_weights, int64_t batch, int64_t input_size,
                 int64_t hidden_size, int64_t state_size, int layers, bool has_projection, py::object output,
                 py::object row, py::function refuse_input, py::function refuse_output, py::function weights_changed,
@@ -78,7 +78,8 @@ class StreamSession {
     const cpu::StreamShape& s = stream_.shape();
     if (layer < 0 || layer >= s.layers) throw std::out_of_range("no such layer");
     const int64_t rows = (s.lstm ? 4 : 3) * s.hidden_size, depth = layer == 0 ? s.input_size : s.state_size;
-    if (tensors.size() != 2u + 2u * has_biases + s.has_projection) throw std::invalid_argument("too few or many weights");
+    if (tensors.size() != 2u + 2u * has_biases + s.has_projection)
+      throw std::invalid_argument("too few or many weights");
     cpu::Weights weights{};
     weights.w_ih = parameter(tensors[0], {rows, depth});
     weights.w_hh = parameter(tensors[1], {rows, s.state_size});
@@ -112,8 +113,8 @@ class StreamSession {
     return true;
   }
 
-  // x (N, I), or (I) for one row, with adjacent features; out (N, P), or (P) for one row, contiguous. Where out is None,
-  // `output`, or `row` if x has one dimension.
+  // x (N, I), or (I) for one row, with adjacent features; out (N, P), or (P) for one row, contiguous, or None:
+  // then `output`, or `row` if x has one dimension.
   py::object step(const py::object& x, const py::object& out) {
     if (!weights_are_current()) weights_changed_();
     if (!loaded_) throw std::runtime_error("no weights are loaded");

@@ -29,8 +29,8 @@ struct TensorView {
   }
 };
 
-// An attribute of torch.Tensor that C code computes. Calling that code directly saves half of an attribute's cost, which
-// counts: a step asks for the version of every weight.
+// An attribute of torch.Tensor that C code computes: that code is called directly. What an attribute costs counts,
+// because a step asks for the version of every weight.
 class TensorAttribute {
  public:
   explicit TensorAttribute(const char* name) : name_(name) {

@@ -141,8 +141,9 @@ class StreamLayers {
   static constexpr int64_t lanes = kLanes<C>;
   // Accumulators, a widened weight vector and a broadcast share the register file.
   static constexpr int kMostRows = kRegisters == 32 ? 4 : 2;
-  // Waking the pool for less costs more than it saves.
-  static constexpr int64_t kWorthSharing = 1 << 20;
+  // Multiply-adds of a layer that repay waking the pool, about 80 us of them. Two idle cores halve such a step; on a
+  // core that is not idle the step waits for its turn there, which is why smaller ones never try.
+  static constexpr int64_t kWorthSharingStep = 1 << 21;
 
  public:
   // A null memory only measures how much is needed.
@@ -263,24 +264,26 @@ class StreamLayers {
       const int64_t unit = panel * lanes;
       const auto rows_of = [&](const void* weights, int64_t depth) {
         return [=](int gate, int64_t lane) {
-          return unit + lane < hidden ? static_cast<const S*>(weights) + (gate * hidden + unit + lane) * depth : nullptr;
+          const S* rows = static_cast<const S*>(weights);
+          return unit + lane < hidden ? rows + (gate * hidden + unit + lane) * depth : nullptr;
         };
       };
       W* to = layer.weights + panel * panel_size(layer);
       pack_block<S>(to, layer.input_size, kGates, rows_of(from.w_ih, layer.input_size));
       pack_block<S>(to + block_size<W>(layer.input_size, kGates), state, kGates, rows_of(from.w_hh, state));
       const auto bias = [&](const void* biases, int gate) {
-        return biases == nullptr ? V(C(0))
-                                 : load(static_cast<const S*>(biases) + gate * hidden + unit, smaller(hidden - unit, lanes));
+        if (biases == nullptr) return V(C(0));
+        return load(static_cast<const S*>(biases) + gate * hidden + unit, smaller(hidden - unit, lanes));
       };
       for (int slot = 0; slot < kSlots; ++slot)
         Cell::bias(bias, from.b_ih, from.b_hh, slot).store(layer.bias + (panel * kSlots + slot) * lanes);
     }
     for (int64_t panel = 0; panel < projection_panels_; ++panel)
-      pack_block<S>(layer.projection + panel * block_size<W>(hidden, kSlots), hidden, kSlots, [&](int vector, int64_t lane) {
-        const int64_t unit = (panel * kSlots + vector) * lanes + lane;
-        return unit < state ? static_cast<const S*>(from.w_hr) + unit * hidden : nullptr;
-      });
+      pack_block<S>(layer.projection + panel * block_size<W>(hidden, kSlots), hidden, kSlots,
+                    [&](int vector, int64_t lane) {
+                      const int64_t unit = (panel * kSlots + vector) * lanes + lane;
+                      return unit < state ? static_cast<const S*>(from.w_hr) + unit * hidden : nullptr;
+                    });
   }
 
   template <class S>
@@ -298,7 +301,7 @@ class StreamLayers {
   // Runs body(range of panels), in as many parts as there are threads when a panel's multiply-adds make that worth it.
   template <class Body>
   void run_shared(int64_t panels, int64_t panel_work, const Parallel& parallel, const Body& body) const {
-    const bool shared = parallel.threads > 1 && panels > 1 && panels * panel_work * shape_.batch >= kWorthSharing;
+    const bool shared = parallel.threads > 1 && panels > 1 && panels * panel_work * shape_.batch >= kWorthSharingStep;
     if (!shared) return body(Range{0, panels});
     const int64_t parts = smaller(parallel.threads, panels);
     run_tasks(parallel, parts, true, [&](int64_t part) { body(share(panels, part, parts)); });
@@ -368,7 +371,9 @@ constexpr StreamKernels stream_kernels() {
   return {
       [](const StreamShape& shape) { return Layers(shape, nullptr).memory_size(); },
       [](const StreamShape& shape, void* memory) { new (memory) Layers(shape, memory); },
-      [](void* memory, int layer, const Weights& weights) { static_cast<Layers*>(memory)->load_weights(layer, weights); },
+      [](void* memory, int layer, const Weights& weights) {
+        static_cast<Layers*>(memory)->load_weights(layer, weights);
+      },
       [](void* memory, const void* x, int64_t x_stride, void* output, int64_t output_stride, const Parallel& parallel) {
         static_cast<Layers*>(memory)->step(x, x_stride, output, output_stride, parallel);
       },
