@@ -5,6 +5,10 @@
 
 #include "dispatch.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace rnnkernels::cpu {
 
 // Defined by stream_kernels.cpp, once per instruction set.
@@ -20,6 +24,8 @@ RNN_DECLARE_STREAMS(avx512_bf16)
 #undef RNN_DECLARE_STREAMS
 
 namespace {
+
+constexpr size_t kLargePage = size_t(1) << 21;
 
 const StreamTable& table(bool lstm) {
   const char* isa = chosen_isa();
@@ -56,7 +62,14 @@ StreamKernels choose(const StreamShape& shape) {
 }  // namespace
 
 Stream::Stream(const StreamShape& shape) : shape_(checked(shape)), kernels_(choose(shape)) {
-  allocation_.reset(new char[size_t(kernels_.memory_size(shape_) + kWorkspaceAlignment)]);
+  const auto size = size_t(kernels_.memory_size(shape_));
+  const bool large = size >= 4 * kLargePage;
+  const auto alignment = std::align_val_t(large ? kLargePage : size_t(kWorkspaceAlignment));
+  memory_ = {::operator new(size, alignment), Free{alignment}};
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  // A step reads all of it: 1024 units took up to twice as long on small pages. The kernel may decline.
+  if (large) madvise(memory(), size / kLargePage * kLargePage, MADV_HUGEPAGE);
+#endif
   kernels_.create(shape_, memory());
 }
 
@@ -65,11 +78,6 @@ int64_t Stream::work() const {
   const int64_t above = s.layers - 1, gate_rows = (s.lstm ? 4 : 3) * s.hidden_size;
   const int64_t gates = gate_rows * (s.input_size + above * s.state_size + s.layers * s.state_size);
   return s.batch * (gates + (s.has_projection ? s.layers * s.state_size * s.hidden_size : 0));
-}
-
-void* Stream::memory() const {
-  const auto address = reinterpret_cast<uintptr_t>(allocation_.get());
-  return allocation_.get() + (kWorkspaceAlignment - address % kWorkspaceAlignment) % kWorkspaceAlignment;
 }
 
 }  // namespace rnnkernels::cpu

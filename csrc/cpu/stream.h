@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <new>
 
 #include "kernels.h"
 
@@ -66,11 +67,16 @@ class Stream {
   void reset(int64_t row) { kernels_.reset(memory(), row); }
 
  private:
-  void* memory() const;
+  struct Free {
+    std::align_val_t alignment;
+    void operator()(void* memory) const { ::operator delete(memory, alignment); }
+  };
+
+  void* memory() const { return memory_.get(); }
 
   StreamShape shape_;
   StreamKernels kernels_;
-  std::unique_ptr<char[]> allocation_;
+  std::unique_ptr<void, Free> memory_;
 };
 
 }  // namespace rnnkernels::cpu
