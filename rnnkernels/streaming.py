@@ -208,10 +208,14 @@ class Stream:
 
 def _native_session() -> tuple[Any, str | None]:
     """The class that computes, and why there is none."""
+    again = "install the package again, with a C++ compiler at hand"
     try:
-        return importlib.import_module("rnnkernels._C").StreamSession, None
+        module = importlib.import_module("rnnkernels._C")
     except ImportError as error:
-        return None, f"the extension module rnnkernels._C is missing ({error}); install the package with a C++ compiler at hand"
+        return None, f"the extension module rnnkernels._C is missing ({error}); {again}"
+    if not hasattr(module, "StreamSession"):
+        return None, f"the extension module rnnkernels._C was built before there were streams; {again}"
+    return module.StreamSession, None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import sys
+import types
 import weakref
 from dataclasses import replace
 
@@ -235,12 +237,17 @@ def test_a_stream_and_its_module_are_freed(engine):
 
 
 def test_a_missing_extension_is_served_by_torch_and_said(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "rnnkernels._C", None)
     problem, stream = problem_and_stream()
     assert stream.engine == "torch" and "rnnkernels._C is missing" in stream.reason
     assert "engine=torch: the extension module" in repr(stream)
+    stream.step(problem.input[0])
+
+
+def test_an_extension_from_before_there_were_streams_is_as_good_as_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rnnkernels._C", types.ModuleType("rnnkernels._C"))
+    problem, stream = problem_and_stream()
+    assert stream.engine == "torch" and "built before there were streams" in stream.reason
     stream.step(problem.input[0])
 
 
