@@ -5,10 +5,14 @@
 # On Linux x86-64 PyPI's torch is the CUDA build: several gigabytes with its libraries. For the CPU build:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
+comma := ,
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Without the kernels there is nothing to demonstrate or test: a build that fails is an error here.
 export RNNKERNELS_BUILD_CPU ?= 1
+
+# Triton has no packages for other systems.
+EXTRAS := test,demo,bench$(if $(filter Linux,$(shell uname)),$(comma)triton)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,21 +20,28 @@ BIN := $(VENV)/bin
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*/* csrc/cuda/schedules/*)
 CPP_TESTS := CMakeLists.txt $(wildcard tests/cpp/* tests/emulation/* tests/cuda/*)
 
-.PHONY: all demo test test-cpp test-python bench clean
+# The oldest Triton that is supported, torch 2.11's, with a numpy that its interpreter works with. It stands before the newest one.
+OLD_TRITON := $(VENV)/triton-3.6
+TRITON_TESTS := $(wildcard tests/test_triton_*.py)
+
+.PHONY: all demo test test-cpp test-python test-old-triton bench clean
 
 all: $(VENV)/.package
 
 demo: $(VENV)/.package
 	$(BIN)/python examples/char_language_model.py
 
-# pytest comes last, so that its summary is the last line.
-test: test-cpp
+# All tests come last, so that their summary is the last line.
+test: test-cpp $(if $(findstring triton,$(EXTRAS)),test-old-triton)
 	$(MAKE) --no-print-directory test-python
 
 test-cpp: build/release/.passed build/sanitize/.passed
 
 test-python: $(VENV)/.package
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest $(if $(findstring triton,$(EXTRAS)),--require-triton) tests
+
+test-old-triton: $(VENV)/.package $(OLD_TRITON)/.installed
+	PYTHONPATH=$(abspath $(OLD_TRITON)) RNNKERNELS_TEST_COMPILE=few $(BIN)/python -m pytest --require-triton $(TRITON_TESTS)
 
 bench: $(VENV)/.package
 	$(BIN)/python -m benchmarks run
@@ -45,7 +56,12 @@ $(VENV)/.tools:
 	touch $@
 
 $(VENV)/.package: $(VENV)/.tools $(NATIVE)
-	$(BIN)/python -m pip install --no-build-isolation -e ".[test,demo,bench]"
+	$(BIN)/python -m pip install --no-build-isolation -e ".[$(EXTRAS)]"
+	touch $@
+
+# Nothing that they depend on: torch is there, and would be gigabytes.
+$(OLD_TRITON)/.installed: $(VENV)/.tools
+	$(BIN)/python -m pip install --no-deps --upgrade --target $(OLD_TRITON) "triton==3.6.0" "numpy<2.4"
 	touch $@
 
 # The C++ tests, as they are shipped and under AddressSanitizer and UndefinedBehaviorSanitizer.
@@ -56,4 +72,3 @@ build/release/.passed build/sanitize/.passed: build/%/.passed: $(VENV)/.tools $(
 	$(BIN)/ctest --test-dir build/$* --output-on-failure
 	touch $@
 
-comma := ,

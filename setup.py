@@ -45,6 +45,7 @@ X86_ISAS["avx512_bf16"] = [*X86_ISAS["avx512"], "-mavx512bf16"]
 KERNELS = ["cpu/gemm.cpp", "cpu/lstm.cpp", "cpu/gru.cpp"]
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 CUDA_UNITS = [(cell, product) for cell in ("Lstm", "Gru") for product in ("BFloat16Product", "Float16Product", "Tf32x3Product")]
+STREAM_KERNELS = ["cpu/stream_kernels.cpp"]  # part of the Python module, which works without the operators
 # LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -127,11 +128,14 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         "TORCH": torch.__version__,
     }
     # Each entry: source, its own flags, object file.
-    kernels = [
-        (source, [f"-DRNNKERNELS_ISA={isa}", *flags], scratch / f"{Path(source).stem}.{isa}.o")
-        for isa, flags in tools.isas.items()
-        for source in KERNELS
-    ]
+    kernels, stream_kernels = (
+        [
+            (source, [f"-DRNNKERNELS_ISA={isa}", *flags], scratch / f"{Path(source).stem}.{isa}.o")
+            for isa, flags in tools.isas.items()
+            for source in sources
+        ]
+        for sources in (KERNELS, STREAM_KERNELS)
+    )
     table = ("cpu/kernels.cpp", widths, scratch / "kernels.o")
     dispatch = ("cpu/dispatch.cpp", widths, scratch / "dispatch.o")
     operators = (
@@ -139,24 +143,23 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         [STABLE_ABI, "-isystem", str(torch_root / "include")],
         scratch / "ops_cpu.o",
     )
-    python = (
-        "bindings/python.cpp",
-        [f"-DRNNKERNELS_{name}={json.dumps(value)}" for name, value in facts.items()]
-        + ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")],
-        scratch / "python.o",
-    )
-    plan = ("cuda/plan.cpp", [], scratch / "plan.o")
-    compile_all(tools, [*kernels, operators, python, table, dispatch, plan])
+    headers = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+    definitions = [f"-DRNNKERNELS_{name}={json.dumps(value)}" for name, value in facts.items()]
+    python = [
+        ("bindings/python.cpp", [*definitions, *headers], scratch / "python.o"),
+        ("bindings/stream.cpp", headers, scratch / "stream_session.o"),
+        ("cpu/stream.cpp", widths, scratch / "stream.o"),
+        ("cuda/plan.cpp", [], scratch / "plan.o"),
+        *stream_kernels,
+    ]
+    compile_all(tools, [*kernels, operators, *python, table, dispatch])
 
     library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, operators]]
     (package / "lib").mkdir(parents=True, exist_ok=True)
-    # No Python in the library, and no run-time path: torch is loaded before it.
-    link(
-        tools,
-        package / "lib" / LIBRARY,
-        [*library_objects, f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"],
-    )
-    link(tools, module, [str(python[2]), str(dispatch[2]), str(plan[2])])
+    # No Python in the library, and no run-time path: torch is loaded before both.
+    libtorch = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    link(tools, package / "lib" / LIBRARY, [*library_objects, *libtorch])
+    link(tools, module, [*(str(target) for _, _, target in [*python, dispatch]), *libtorch])
 
 
 def find_cuda(torch) -> Path:

@@ -6,6 +6,7 @@ from .backends import Backend, Explanation, Request, UnsupportedRequest, choose,
 from .cells import GRUCell, LSTMCell
 from .convert import replace_rnn_modules, restore_rnn_modules
 from .modules import GRU, LSTM
+from .streaming import Stream
 from .warmup import triton_warmup
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "Request",
+    "Stream",
     "UnsupportedRequest",
     "__version__",
     "autograd",

@@ -16,11 +16,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
 from .backends import Request
+from .streaming import Stream
 
 
 def current_weights(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
@@ -58,6 +60,20 @@ class _LayerStack(nn.RNNBase):
             hx = self._each(hx, lambda state: state.unsqueeze(1))
         output, final = self._compute(input.unsqueeze(1), hx, batch_first=False)
         return output.squeeze(1), self._each(final, lambda state: state.squeeze(1))
+
+    def stream(self, batch_size: int = 1, dtype: torch.dtype | None = None) -> Stream:
+        """This stack fed one step at a time, for inference at the lowest latency: see :class:`~rnnkernels.streaming.Stream`.
+
+        Args:
+            batch_size: how many sequences are stepped together (N).
+            dtype: what to keep the weight matrices in. ``torch.bfloat16`` halves the memory a step of a float32 module reads;
+                inputs, states, biases, outputs and all maths stay float32. By default the module's own.
+
+        Raises:
+            ValueError: the module is bidirectional, or its weights cannot be kept in that dtype.
+            RuntimeError: a weight is not on the CPU, or computed by a hook.
+        """
+        return Stream(self, batch_size, dtype)
 
     def permute_hidden(self, hx, permutation: Tensor | None):
         """States with their batch rows reordered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from rnnkernels import streaming
 from rnnkernels.backends import NAMES, native, triton, use_backend
 
 DEFAULT_BACKENDS = ("reference", "cpu")
@@ -144,3 +146,17 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=("native", "native-attributes", "torch"))
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What every stream of the test computes with: its two engines, and the native one reading tensors by their attributes, as it
+    does where torch has no C interface for that."""
+    if request.param == "torch":
+        monkeypatch.setattr(streaming, "_native_session", lambda: (None, "a test asks for torch"))
+        return "torch"
+    require_native(request.config)
+    if request.param == "native-attributes":
+        session, _ = streaming._native_session()
+        monkeypatch.setattr(streaming, "_native_session", lambda: (functools.partial(session, use_exchange=False), None))
+    return "native"

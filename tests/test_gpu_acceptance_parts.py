@@ -72,6 +72,7 @@ def gpu_stage(tmp_path, monkeypatch, interpreter):
         "Stream": lambda: types.SimpleNamespace(wait_stream=lambda other: None),
         "current_stream": lambda: types.SimpleNamespace(wait_stream=lambda other: None),
         "is_available": lambda: True,
+        "is_initialized": lambda: True,
         "memory_allocated": lambda: 1000,
         "max_memory_allocated": lambda: 5000,
     }
@@ -376,7 +377,6 @@ if __name__ == "__main__":
     machine._add(hardware)
     compiling.jobs = jobs
     stage = Stage("compiling", directory, "cuda", time.monotonic() + 300)
-    stage.fault = lambda: None
     stage.run(compiling.run)
     # What the stage mechanisms launches is compiled when it is; here, to see that it can be.
     compiling._begin(compiling.Target(90, Device(132, 232448)), os.getpid())

@@ -84,7 +84,7 @@ def run(stage: Stage) -> None:
     for row in rows(device, stage.dry):
         _row(stage, budget, *row)
     n_random = 0
-    for precision, case in random_cases((4, 3, 5, 16) if stage.dry else (60, 100, 300, 1100)):
+    for precision, case in random_cases((4, 3, 5, 16) if stage.dry else (40, 64, 200, 1100)):
         if stage.seconds_left <= 0 or n_random == (1 if stage.dry else 200):
             break
         for tiling in best_of_each(fitting(case, precision, device)).values():

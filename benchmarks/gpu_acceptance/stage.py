@@ -167,10 +167,10 @@ class Stage:
 
     def fault(self) -> str | None:
         """What the GPU has to report: errors of kernels show when the host next waits, and stay."""
-        if self.dry:
-            return None
         import torch  # late, as above: who only conducts or reports does not wait for it
 
+        if self.dry or not torch.cuda.is_initialized():
+            return None
         try:
             torch.cuda.synchronize()
         except RuntimeError as error:

@@ -1,4 +1,5 @@
-// The optional module rnnkernels._C: facts about this build, and plans of the CUDA kernels. The operators do not need it.
+// The optional module rnnkernels._C: facts about this build, plans of the CUDA kernels, and streams. The operators do not
+// need it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,6 +9,7 @@
 
 #include "../cpu/dispatch.h"
 #include "../cuda/plan.h"
+#include "stream.h"
 
 namespace py = pybind11;
 
@@ -68,7 +70,7 @@ py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool backw
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Facts about the native build of rnnkernels.";
+  m.doc() = "Facts about the native build of rnnkernels, plans of its CUDA kernels, and streams.";
   m.def("build_info", &build_info,
         "Compiler, flags, torch version and instruction sets of the build, and the set chosen in this process "
         "(cpu_isa, or None and the reason in cpu_isa_error when RNNKERNELS_CPU_ISA cannot be served).");
@@ -78,4 +80,5 @@ PYBIND11_MODULE(_C, m) {
         py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("backward"), py::arg("hidden"), py::arg("batch"),
         py::arg("directions") = 1, py::arg("projected") = false, py::arg("compute_capability"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("persistent_only") = false);
+  rnnkernels::python::bind_stream(m);
 }

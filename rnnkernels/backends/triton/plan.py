@@ -22,8 +22,8 @@ MAX_ALONE = {2: 128, 4: 64}
 #: Hidden units per program of the grid: with four gates, the 64 rows of one Hopper matrix instruction.
 GRID_UNITS = 16
 
-#: By parts of a product, up to how many bytes of a row of weights 32 batch rows per program fit the registers.
-MAX_DEPTH_OF_32_ROWS = {1: 2304, 8: 1536}
+#: The largest number of hidden units for which a grid's products that are not split fit the registers, in half types.
+MAX_WHOLE_PRODUCTS = 1024
 
 #: Copies of an operand that a precision multiplies with: 3xTF32 splits each into a large and a small part.
 OPERAND_COPIES = {"ieee": 1, "tf32": 1, "tf32x3": 2}
@@ -136,26 +136,23 @@ def _program_tilings(work: Workload) -> list[Tiling]:
     if units > MAX_ALONE[work.element_size]:
         return []
     warps = 8 if units == 128 or (units == 64 and work.element_size == 4) else 4
-    # One part per warp, if it is as deep as a matrix instruction. Backward gains: the exchange that adds the parts also brings
-    # them into the layout of its many loads and stores. Forward has the exchange of the gates in any case.
-    splits = [warps, 1] if work.backward and units // warps >= 32 // work.element_size else [1]
+    # One part per warp, if it is as deep as a product has to be: 16, in Triton 3.6 whatever the dtype. Backward gains: the
+    # exchange that adds the parts also brings them into the layout of its many loads and stores. Forward has the exchange of the
+    # gates in any case.
+    splits = [warps, 1] if work.backward and units // warps >= 16 else [1]
     return [Tiling("program", units, 16, units, split, warps) for split in splits]
 
 
 def _grid_tilings(work: Workload) -> list[Tiling]:
-    # The largest chunk among those that pad the hidden size least: fewer, longer products need fewer exchanges.
-    chunk = min((512, 256, 128), key=lambda c: -(-work.hidden_size // c) * c)
-    return [
-        Tiling("grid", GRID_UNITS, 16, chunk, 8, 8),
-        Tiling("grid", GRID_UNITS, 32, chunk, 8, 8),
-        Tiling("grid", GRID_UNITS, 32, 128, 1, 8),
-    ]
+    # The largest chunk of at most 1024 bytes among those that pad the hidden size least; more rows leave registers for less.
+    chunk = min((512, 256, 128), key=lambda c: (c * work.element_size > 1024, -(-work.hidden_size // c) * c))
+    tilings = [Tiling("grid", GRID_UNITS, 16, chunk, 8, 8), Tiling("grid", GRID_UNITS, 32, 128, 8, 8)]
+    if work.hidden_size <= MAX_WHOLE_PRODUCTS and work.element_size == 2:
+        tilings.append(Tiling("grid", GRID_UNITS, 32, 128, 1, 8))
+    return tilings
 
 
 def _fits(tiling: Tiling, work: Workload, device: Device) -> bool:
-    depth = tiling.chunk * tiling.n_chunks(work.hidden_size) * work.element_size
-    if not tiling.alone and tiling.rows == 32 and depth > MAX_DEPTH_OF_32_ROWS[tiling.split]:
-        return False
     return shared_memory(tiling, work) <= device.shared_memory and tiling.row_blocks_at_once(work, device) > 0
 
 

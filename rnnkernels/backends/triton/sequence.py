@@ -186,8 +186,9 @@ def run_in_tiles(kernel: Any, tiling: Tiling, work: Workload, arguments: dict[st
     options = {"num_warps": tiling.num_warps, "num_stages": 1, "enable_fp_fusion": True}
     if not tiling.alone:
         options["launch_cooperative_grid"] = True
-    if torch.version.hip is None:
+    if torch.version.hip is None and (tiling.alone or not work.backward):
         # Left alone, ptxas may spill a few registers to let two programs share a processor, whose shared memory is too small.
+        # In a grid's backward it does not, and with more registers than it asks for it spills what it hoists.
         options["maxnreg"] = 255
     for first in range(0, row_blocks, at_once):
         grid = (tiling.n_unit_blocks(work.hidden_size), min(at_once, row_blocks - first), work.directions)
