@@ -146,7 +146,9 @@ def _program_tilings(work: Workload) -> list[Tiling]:
 def _grid_tilings(work: Workload) -> list[Tiling]:
     # The largest chunk of at most 1024 bytes among those that pad the hidden size least; more rows leave registers for less.
     chunk = min((512, 256, 128), key=lambda c: (c * work.element_size > 1024, -(-work.hidden_size // c) * c))
-    tilings = [Tiling("grid", GRID_UNITS, 16, chunk, 8, 8), Tiling("grid", GRID_UNITS, 32, 128, 8, 8)]
+    tilings = [Tiling("grid", GRID_UNITS, 16, chunk, 8, 8)]
+    if work.precision != "tf32x3" or not work.backward:
+        tilings.append(Tiling("grid", GRID_UNITS, 32, 128, 8, 8))
     if work.hidden_size <= MAX_WHOLE_PRODUCTS and work.element_size == 2:
         tilings.append(Tiling("grid", GRID_UNITS, 32, 128, 1, 8))
     return tilings
