@@ -69,6 +69,6 @@ build/release/.passed build/sanitize/.passed: build/%/.passed: $(VENV)/.tools $(
 	$(BIN)/cmake -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 		$(if $(filter sanitize,$*),-DRNNKERNELS_SANITIZE=address$(comma)undefined)
 	$(BIN)/cmake --build build/$*
-	$(BIN)/ctest --test-dir build/$* --output-on-failure
+	$(BIN)/ctest --test-dir build/$* --output-on-failure --parallel $(shell getconf _NPROCESSORS_ONLN)
 	touch $@
 
