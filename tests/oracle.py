@@ -27,9 +27,9 @@ RUNS = 4
 #: over all steps at once where torch.nn adds step to step. Hence the next powers of two.
 FLOOR = {torch.float32: 8, torch.float64: 8, torch.bfloat16: 1, torch.float16: 1}
 
-#: Triton's kernels, interpreted, needed 3.7 (bfloat16) and 0.5 (float16) over 300 random cases of 2-200 units, 1-10 steps and 1-20
-#: rows, and 2.5 (float32) over 200: matrix units take gate gradients in the weights' dtype only, where torch.nn keeps an LSTM's in
-#: float32. (A single hidden unit, whose gradients may cancel altogether, has needed 15 in bfloat16: drawn rarely here as above.)
+#: Triton's kernels, interpreted, needed 3.7 (bfloat16) and 0.5 (float16) over 300 random cases (sizes 2-200, 1-10 steps, 1-20
+#: rows), and 2.5 (float32) over 200: matrix units take gate gradients in the weights' dtype only, where torch.nn keeps an LSTM's
+#: in float32. A single hidden unit, whose gradients may cancel altogether, has needed 15 in bfloat16; it is no case of either.
 FLOORS = {"triton": FLOOR | {torch.bfloat16: 4}}
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

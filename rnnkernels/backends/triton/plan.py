@@ -23,7 +23,7 @@ MAX_ALONE = {2: 128, 4: 64}
 GRID_UNITS = 16
 
 #: The largest number of hidden units for which a grid's products that are not split fit the registers, in half types.
-MAX_WHOLE_PRODUCTS = 1024
+MAX_WHOLE_PRODUCTS = 896
 
 #: Copies of an operand that a precision multiplies with: 3xTF32 splits each into a large and a small part.
 OPERAND_COPIES = {"ieee": 1, "tf32": 1, "tf32x3": 2}
