@@ -41,7 +41,7 @@ test-python: $(VENV)/.package
 	$(BIN)/python -m pytest $(if $(findstring triton,$(EXTRAS)),--require-triton) tests
 
 test-old-triton: $(VENV)/.package $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) RNNKERNELS_TEST_COMPILE=few $(BIN)/python -m pytest --require-triton $(TRITON_TESTS)
+	PYTHONPATH=$(abspath $(OLD_TRITON)) RNNKERNELS_TEST_COMPILE=sm_90 $(BIN)/python -m pytest --require-triton $(TRITON_TESTS)
 
 bench: $(VENV)/.package
 	$(BIN)/python -m benchmarks run

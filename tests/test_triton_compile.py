@@ -2,7 +2,7 @@
 
 A tiling needs the more of both, the more hidden units' weights stay on chip: it is compiled at the largest hidden size it is
 offered for. RNNKERNELS_TEST_COMPILE=all compiles it at every size, half type and combination of flags, which takes hours;
-RNNKERNELS_TEST_COMPILE=few leaves out sm_100, and TF32 on sm_80.
+RNNKERNELS_TEST_COMPILE=sm_90 compiles for that architecture only.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from cubins import DEVICES, Configuration, Report, compile_all
 
 from rnnkernels.backends.triton.plan import STEPWISE, Tiling, candidates
 
-EVERYTHING, FEW = (os.environ.get("RNNKERNELS_TEST_COMPILE") == how for how in ("all", "few"))
+WANTED = os.environ.get("RNNKERNELS_TEST_COMPILE")
+EVERYTHING = WANTED == "all"
+ARCHITECTURES = [WANTED] if WANTED in DEVICES else list(DEVICES)
 #: What Triton compiled is kept there, and found again while nothing it depends on has changed.
 CACHE = Path(__file__).resolve().parent.parent / "build" / "triton-cache"
 
 #: Bytes per thread that ptxas may keep on the stack, of what it needs rarely.
 SET_ASIDE = 64
 
-NVIDIA = [name for name in DEVICES if name.startswith("sm_")]
+NVIDIA = [name for name in ARCHITECTURES if name.startswith("sm_")]
 PASSES = [(cell, backward) for cell in ("lstm", "gru") for backward in (False, True)]
 #: bfloat16 and float16 differ in the name of their instructions only.
 PRODUCTS = [("bfloat16", "ieee"), ("float32", "tf32"), ("float32", "tf32x3")] + [("float16", "ieee")] * EVERYTHING
@@ -34,12 +36,16 @@ PRODUCTS = [("bfloat16", "ieee"), ("float32", "tf32"), ("float32", "tf32x3")] + 
 #: (architecture, cell, backward, dtype, precision)
 Group = tuple[str, str, bool, str, str]
 GROUPS = [(architecture, *own, *product) for architecture in NVIDIA for own in PASSES for product in PRODUCTS]
-if FEW:
-    GROUPS = [group for group in GROUPS if group[0] == "sm_90" or (group[0] == "sm_80" and group[-1] == "ieee")]
 POINTWISE = [
-    (architecture, *own, dtype, "ieee") for architecture in DEVICES for own in PASSES for dtype in ("bfloat16", "float64")
+    (architecture, *own, dtype, "ieee") for architecture in ARCHITECTURES for own in PASSES for dtype in ("bfloat16", "float64")
 ]
-AMD = [("gfx942", *own, dtype, "ieee") for own in PASSES for dtype in ("bfloat16", "float32")]
+AMD = [
+    (name, *own, dtype, "ieee")
+    for name in ARCHITECTURES
+    if name.startswith("gfx")
+    for own in PASSES
+    for dtype in ("bfloat16", "float32")
+]
 
 
 def tiled(group: Group) -> Iterator[Configuration]:
