@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -123,6 +124,14 @@ def native_library(request: pytest.FixtureRequest) -> None:
 def interpreter(request: pytest.FixtureRequest) -> None:
     """For tests that run Triton's kernels on CPU tensors."""
     require_interpreter(request.config)
+
+
+@pytest.fixture(autouse=True)
+def own_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run of the GPU acceptance gives Triton's interpreter a processor; the next test has it as it was."""
+    sequence = sys.modules.get("rnnkernels.backends.triton.sequence")
+    if sequence is not None:
+        monkeypatch.setattr(sequence, "INTERPRETER", sequence.INTERPRETER)
 
 
 @pytest.fixture(autouse=True)
