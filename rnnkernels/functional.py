@@ -18,9 +18,8 @@ from . import autocast, autograd, derivatives
 from .backends import Backend, Request, aten, choose
 from .calling import apply, call_below_autograd
 from .checks import check_cell, check_input, check_states
-from .layout import GRU_GATES, LSTM_GATES, operator, weights_per_direction
+from .layout import GATES, operator, weights_per_direction
 
-_GATES = {"lstm": LSTM_GATES, "gru": GRU_GATES}
 _LAYER_FUNCTIONS = {"lstm": autograd.LSTMFunction, "gru": autograd.GRUFunction}
 _CELL_FUNCTIONS = {"lstm": autograd.LSTMCellFunction, "gru": autograd.GRUCellFunction}
 
@@ -163,7 +162,7 @@ def _stack(
         raise ValueError(
             f"expected {per_layer * num_layers} weights for {num_layers} layer(s) of {per_layer}, got {len(weights)}"
         )
-    hidden_size = weights[0].size(0) // _GATES[cell]
+    hidden_size = weights[0].size(0) // GATES[cell]
     state_size = weights[1].size(1)  # what recurs: the projection's size, or hidden_size
     swap_axes = batch_first and batch_sizes is None
     if swap_axes and input.dim() == 3:

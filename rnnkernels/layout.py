@@ -14,6 +14,7 @@ from torch import Tensor
 
 LSTM_GATES = 4
 GRU_GATES = 3
+GATES = {"lstm": LSTM_GATES, "gru": GRU_GATES}
 
 #: How many states a cell carries from step to step: LSTM h and c, GRU h.
 N_STATES = {"lstm": 2, "gru": 1}

@@ -16,7 +16,6 @@ without it.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -61,12 +60,8 @@ def implementation(name: str) -> Callable:
     """The function of an operator such as "lstm_forward"; its module is imported when it is first called."""
     cell, direction = name.split("_")
 
-    @functools.cache
-    def function() -> Callable:
-        return getattr(importlib.import_module(f".{cell}", __name__), direction)
-
     def call(*args):
-        return function()(*args)
+        return getattr(importlib.import_module(f".{cell}", __name__), direction)(*args)
 
     return call
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...layout import GRU_GATES, LSTM_GATES, N_STATES, SAVED_GATES, state_dtype, weights_per_direction
-
-_GATES = {"lstm": LSTM_GATES, "gru": GRU_GATES}
+from ...layout import GATES, N_STATES, SAVED_GATES, state_dtype, weights_per_direction
 
 
 def check_forward(
@@ -30,12 +28,12 @@ def check_forward(
         raise RuntimeError(f"expected {expected * directions} weights ({expected} per direction), got {len(weights)}")
     if states[0].dim() != 3 or states[0].size(0) != directions:
         raise RuntimeError(f"h0 must have shape ({directions}, N, ·), got {list(states[0].shape)}")
-    if weights[0].dim() != 2 or weights[0].size(0) % _GATES[cell]:
-        raise RuntimeError(f"w_ih must have {_GATES[cell]} * hidden_size rows and 2 axes, got {list(weights[0].shape)}")
-    batch, H = states[0].size(1), weights[0].size(0) // _GATES[cell]
+    if weights[0].dim() != 2 or weights[0].size(0) % GATES[cell]:
+        raise RuntimeError(f"w_ih must have {GATES[cell]} * hidden_size rows and 2 axes, got {list(weights[0].shape)}")
+    batch, H = states[0].size(1), weights[0].size(0) // GATES[cell]
     _check_rows(input, batch_sizes, batch)
     P = states[0].size(2) if has_projection else H
-    rows = _GATES[cell] * H
+    rows = GATES[cell] * H
     shapes = [("w_ih", (rows, input.size(-1))), ("w_hh", (rows, P))]
     shapes += [("b_ih", (rows,)), ("b_hh", (rows,))] if has_biases else []
     shapes += [("w_hr", (P, H))] if has_projection else []

@@ -22,13 +22,13 @@ from .sequence import (
     Steps,
     elementwise,
     matmul,
-    precision,
     project_input,
     rnn_precision,
     run_in_tiles,
     stacked,
     sum_products,
     tiling_for,
+    workload,
 )
 from .tiles import (
     GATE_SLOTS,
@@ -247,7 +247,7 @@ def forward(
     with rnn_precision(input):
         x_gates = project_input(input.reshape(steps.n_rows, -1), [w.w_ih for w in directions])
         bias = _bias(directions, H, state_dtype(input.dtype))
-        work = _workload(input, steps, H, D, backward=False)
+        work = workload("gru", input, steps, H, D, projected=False, backward=False)
         tiling = tiling_for(work, input)
         if tiling.schedule == "stepwise":
             h_n = _forward_stepwise(x_gates, bias, directions, h0, steps, output, gates)
@@ -541,7 +541,7 @@ def backward(
         return input.new_zeros(input.shape if needs_input_grad else 0), d_h_n.clone(), d_weights
     d_gates = input.new_empty(D, steps.n_rows, 4, H)
     with rnn_precision(input):
-        work = _workload(input, steps, H, D, backward=True)
+        work = workload("gru", input, steps, H, D, projected=False, backward=True)
         tiling = tiling_for(work, input)
         if tiling.schedule == "stepwise":
             d_h0 = _backward_stepwise(d_output, d_h_n, directions, gates, output, h0, steps, d_gates)
@@ -637,11 +637,3 @@ def _backward_stepwise(
             d_h[:n] += matmul(own_d_gates[:, 3], w.w_hh[2 * H :])
         d_h0[d] = d_h
     return d_h0
-
-
-# --- both ----------------------------------------------------------------------------------------------------------------
-
-
-def _workload(input: Tensor, steps: Steps, H: int, D: int, backward: bool) -> Workload:
-    size, exactness = input.element_size(), precision(input.dtype)
-    return Workload("gru", backward, H, steps.batch, D, size, exactness, one_step=len(steps) == 1)

@@ -22,13 +22,13 @@ from .sequence import (
     Steps,
     elementwise,
     matmul,
-    precision,
     project_input,
     rnn_precision,
     run_in_tiles,
     stacked,
     sum_products,
     tiling_for,
+    workload,
 )
 from .tiles import (
     GATE_SLOTS,
@@ -270,7 +270,7 @@ def forward(
     with rnn_precision(input):
         x_gates = project_input(input.reshape(steps.n_rows, -1), [w.w_ih for w in directions])
         bias = _bias(directions, H, dtype)
-        work = _workload(input, steps, H, D, has_projection, backward=False)
+        work = workload("lstm", input, steps, H, D, has_projection, backward=False)
         tiling = tiling_for(work, input)
         if tiling.schedule == "stepwise":
             h_n, c_n = _forward_stepwise(x_gates, bias, directions, h0, c0, steps, output, gates, cells)
@@ -593,7 +593,7 @@ def backward(
     d_gates = input.new_empty(D, steps.n_rows, 4, H)
     d_projected = input.new_empty((D, steps.n_rows, P) if has_projection else 0)
     with rnn_precision(input):
-        work = _workload(input, steps, H, D, has_projection, backward=True)
+        work = workload("lstm", input, steps, H, D, has_projection, backward=True)
         tiling = tiling_for(work, input)
         if tiling.schedule == "stepwise":
             d_h0, d_c0 = _backward_stepwise(d_output, d_h_n, d_c_n, directions, gates, cells, c0, steps, d_gates, d_projected)
@@ -702,11 +702,3 @@ def _backward_stepwise(
             d_h[:n] = matmul(d_gates[d, rows].flatten(1), w.w_hh)  # LB1
         d_h0[d], d_c0[d] = d_h, d_c
     return d_h0, d_c0
-
-
-# --- both ----------------------------------------------------------------------------------------------------------------
-
-
-def _workload(input: Tensor, steps: Steps, H: int, D: int, projected: bool, backward: bool) -> Workload:
-    size, exactness = input.element_size(), precision(input.dtype)
-    return Workload("lstm", backward, H, steps.batch, D, size, exactness, projected, one_step=len(steps) == 1)

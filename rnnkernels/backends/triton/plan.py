@@ -14,6 +14,7 @@ lengths never do. :func:`candidates` lists what fits, best guess first; :func:`p
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 #: The largest number of hidden units of which one program can hold all weights, by bytes per element.
@@ -101,8 +102,7 @@ def candidates(work: Workload, device: Device) -> list[Tiling]:
     """Every tiling that fits, best guess first; ``stepwise`` always fits and comes last."""
     if why_stepwise(work, device) is not None:
         return [STEPWISE]
-    found = [t for t in (*_program_tilings(work), *_grid_tilings(work)) if _fits(t, work, device)]
-    return [*sorted(found, key=lambda tiling: _rank(tiling, work, device)), STEPWISE]
+    return [*_on_chip(work, device), STEPWISE]
 
 
 def why_stepwise(work: Workload, device: Device) -> str | None:
@@ -113,7 +113,7 @@ def why_stepwise(work: Workload, device: Device) -> str | None:
         return "a projected layer multiplies twice per step"
     if work.element_size not in MAX_ALONE:
         return "there is no float64 matrix instruction in Triton"
-    if any(_fits(t, work, device) for t in (*_program_tilings(work), *_grid_tilings(work))):
+    if _on_chip(work, device):
         return None
     if not device.processors:
         return f"one program cannot hold the weights of {work.hidden_size} units, and here programs cannot wait for each other"
@@ -152,6 +152,13 @@ def _grid_tilings(work: Workload) -> list[Tiling]:
     if work.hidden_size <= MAX_WHOLE_PRODUCTS and work.element_size == 2:
         tilings.append(Tiling("grid", GRID_UNITS, 32, 128, 1, 8))
     return tilings
+
+
+@functools.lru_cache(maxsize=1024)
+def _on_chip(work: Workload, device: Device) -> tuple[Tiling, ...]:
+    """The tilings that keep the weights on chip and fit, best guess first. Every call of a layer asks."""
+    found = [t for t in (*_program_tilings(work), *_grid_tilings(work)) if _fits(t, work, device)]
+    return tuple(sorted(found, key=lambda tiling: _rank(tiling, work, device)))
 
 
 def _fits(tiling: Tiling, work: Workload, device: Device) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -13,11 +12,11 @@ import triton
 from torch import Tensor
 
 from ...layout import state_dtype
-from . import tuning
+from . import interpreted, tuning
 from .plan import Device, Tiling, Workload
 
 #: Whether kernels run in Triton's interpreter, as the variable stood when Triton was imported.
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+INTERPRETED = interpreted()
 
 #: The interpreter runs programs one after another: none may wait for another.
 INTERPRETER = Device(processors=0, shared_memory=1 << 30)
@@ -35,10 +34,10 @@ class Steps:
             self.n_rows = batch * input.size(0)
         else:
             self.sizes = batch_sizes.tolist()
-            ends = batch_sizes.cumsum(0)
-            self.begins = (ends - batch_sizes).tolist()
             self.n_rows = input.size(0)
-            self._ends = ends
+            self._sizes, self._ends = batch_sizes, batch_sizes.cumsum(0)
+            self._begins = self._ends - batch_sizes
+            self.begins = self._begins.tolist()
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -59,8 +58,7 @@ class Steps:
             ordered = values.view(len(self), self.batch, -1)
             shifted = (initial[None], ordered[:-1]) if direction == 0 else (ordered[1:], initial[None])
             return torch.cat(shifted).flatten(0, 1)
-        sizes = torch.tensor(self.sizes)
-        begins = self._ends - sizes
+        sizes, begins = self._sizes, self._begins
         step = torch.arange(len(self)).repeat_interleave(sizes)  # of each row
         row = torch.arange(self.n_rows) - begins[step]  # of the batch
         before = step - 1 if direction == 0 else step + 1
@@ -144,6 +142,12 @@ def _device(index: int) -> Device:
 
 def device_of(tensor: Tensor) -> Device:
     return INTERPRETER if INTERPRETED else _device(tensor.device.index)
+
+
+def workload(cell: str, input: Tensor, steps: Steps, H: int, D: int, projected: bool, backward: bool) -> Workload:
+    """What a plan has to know of one pass of a layer with H units and D directions."""
+    size, exactness = input.element_size(), precision(input.dtype)
+    return Workload(cell, backward, H, steps.batch, D, size, exactness, projected, one_step=len(steps) == 1)
 
 
 def tiling_for(work: Workload, tensor: Tensor) -> Tiling:
