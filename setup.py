@@ -138,6 +138,7 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
     )
     table = ("cpu/kernels.cpp", widths, scratch / "kernels.o")
     dispatch = ("cpu/dispatch.cpp", widths, scratch / "dispatch.o")
+    rounds = ("cpu/rounds.cpp", [], scratch / "rounds.o")
     operators = (
         "bindings/ops_cpu.cpp",
         [STABLE_ABI, "-isystem", str(torch_root / "include")],
@@ -152,14 +153,14 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         ("cuda/plan.cpp", [], scratch / "plan.o"),
         *stream_kernels,
     ]
-    compile_all(tools, [*kernels, operators, *python, table, dispatch])
+    compile_all(tools, [*kernels, operators, *python, table, dispatch, rounds])
 
-    library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, operators]]
+    library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, rounds, operators]]
     (package / "lib").mkdir(parents=True, exist_ok=True)
     # No Python in the library, and no run-time path: torch is loaded before both.
     libtorch = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     link(tools, package / "lib" / LIBRARY, [*library_objects, *libtorch])
-    link(tools, module, [*(str(target) for _, _, target in [*python, dispatch]), *libtorch])
+    link(tools, module, [*(str(target) for _, _, target in [*python, dispatch, rounds]), *libtorch])
 
 
 def find_cuda(torch) -> Path:
