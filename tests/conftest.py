@@ -59,6 +59,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: runs on a CUDA GPU; skipped where torch finds none")
 
 
+#: Files that take minutes. Begun first, they do not keep one process busy when the others have nothing left.
+LONG_FILES = ("test_triton_compile", "test_compile", "test_triton_grid")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("torch finds no usable GPU")
