@@ -45,9 +45,10 @@ struct ForwardArguments {
   void* c_n;                               // (D, N, H) S, LSTM only
   void* gates;                             // (D, ..., 4, H) S, or null: nothing is saved
   float* cells;                            // (D, ..., H), LSTM only, null with gates
-  // Of the grid schedule only.
-  void* exchange;   // workspace
-  uint32_t* flags;  // workspace, zero before the launch
+  // Of the grid schedule only: see schedules/grid.h.
+  void* exchange;   // workspace, all bits set before the first launch
+  uint32_t* flags;  // (D, slices, CTAs), zero before the first launch
+  int first_slice;  // of this launch
 };
 
 struct BackwardArguments {
@@ -69,9 +70,9 @@ struct BackwardArguments {
   float* grad_bias;            // (D, slices, 4, H): d(a) of LSTM; r, z, n, q of GRU; summed over a batch slice
   void* grad_h0;               // (D, N, H) S
   void* grad_c0;               // (D, N, H) S, LSTM only
-  // Of the grid schedule only.
-  void* exchange;   // workspace
-  uint32_t* flags;  // workspace, zero before the launch
+  // Of the grid schedule only: see schedules/grid.h.
+  void* exchange;   // workspace, zero before the first launch
+  int first_slice;  // of this launch
 };
 
 }  // namespace rnnkernels::cuda

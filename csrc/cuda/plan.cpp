@@ -31,7 +31,7 @@ Layout layout_of(Pass pass, const Partition& partition) {
   const int warps = Own::warps(partition.units);
   if (pass == Pass::kForward) {
     using Shared = ForwardShared<Cell, Product, Tile>;
-    const int64_t tiles = Cell::kGates * Own::kGroups / 2, windows = Shared::most_windows(partition);
+    const int64_t tiles = Own::kMatrixTiles, windows = Shared::most_windows(partition);
     return {Own::kUnits, Tile::kSplits, Tile::kRows, Shared(nullptr, partition).bytes, warps, tiles * Tile::kColumnTiles, windows,
             tiles * std::min<int64_t>(windows, Tile::kForwardWindows), tiles * windows};
   }

@@ -84,7 +84,10 @@ struct Shape {
   bool packed;
   int ctas;  // that share the units
   bool biases = true, gradients_of_states = true, save = true;
+  int slices_at_once = 1;  // of a grid
 };
+
+constexpr int64_t kSpinBound = 20000;
 
 template <class S>
 Problem problem(bool lstm, const Shape& shape, uint64_t seed) {
@@ -182,7 +185,24 @@ struct Layer {
 
   static rnnkernels::emulation::Launch launch(const Shape& shape, int64_t shared_bytes, uint64_t seed) {
     const int threads = 32 * cuda::Ownership<Cell, Tile>::warps(partition(shape).units);
-    return {int(slices(shape)) * shape.ctas, shape.directions, threads, shape.ctas, size_t(shared_bytes), false, seed};
+    // In a grid all CTAs that wait for each other run at once; more slices than that are further launches.
+    const int slices_at_once = Tile::kDirect ? shape.slices_at_once : int(slices(shape)), cluster = Tile::kDirect ? 1 : shape.ctas;
+    return {slices_at_once * shape.ctas, shape.directions, threads, cluster, size_t(shared_bytes), Tile::kDirect, seed, kSpinBound};
+  }
+
+  // Runs a pass over all slices of the batch.
+  template <class Arguments, class Kernel>
+  static rnnkernels::emulation::Outcome run(const Shape& shape, int64_t shared_bytes, uint64_t seed, Arguments& a,
+                                            const Kernel& kernel) {
+    rnnkernels::emulation::Outcome outcome{};
+    auto asked = launch(shape, shared_bytes, seed);
+    const int at_once = asked.grid_x / shape.ctas;
+    for (int first = 0; first < slices(shape) && outcome.ok(); first += at_once) {
+      a.first_slice = first;
+      asked.grid_x = std::min(at_once, int(slices(shape)) - first) * shape.ctas;
+      outcome = rnnkernels::emulation::run(asked, [&] { kernel(a); });
+    }
+    return outcome;
   }
 
   // W_hh as a pass reads it.
@@ -220,9 +240,18 @@ struct Layer {
     a.c_n = pointer(data.c_n);
     a.gates = shape.save ? data.gates.data() : nullptr;
     a.cells = shape.save ? pointer(data.cells) : nullptr;
+    std::vector<cuda::Vector16> exchange;
+    std::vector<uint32_t> flags;
+    if constexpr (Tile::kDirect) {
+      const int windows = cuda::ForwardShared<Cell, Product, Tile>::all_windows(a.partition);
+      const int64_t meetings = slices(shape) * p.directions;
+      exchange = poisoned<cuda::Vector16>(size_t(meetings * Exchange::Forward::bytes(Tile::kColumnTiles, windows) / 16));
+      flags.resize(size_t(meetings * shape.ctas));
+      a.exchange = exchange.data();
+      a.flags = flags.data();
+    }
     const cuda::ForwardShared<Cell, Product, Tile> shared(nullptr, a.partition);
-    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed),
-                                      [&] { cuda::forward<Cell, Product, Tile, Exchange>(a); });
+    return run(shape, shared.bytes, seed, a, cuda::forward<Cell, Product, Tile, Exchange>);
   }
 
   static rnnkernels::emulation::Outcome backward(const Shape& shape, const Problem& p, Data& data, uint64_t seed) {
@@ -252,9 +281,14 @@ struct Layer {
     a.grad_bias = data.grad_bias.data();
     a.grad_h0 = data.grad_h0.data();
     a.grad_c0 = data.grad_c0.data();
+    std::vector<cuda::Vector16> exchange;
+    if constexpr (Tile::kDirect) {
+      const int parts = cuda::BackwardDivision<Cell, Product, Tile>(a.partition).parts;
+      exchange.resize(size_t(slices(shape) * p.directions * Exchange::Backward::bytes(a.partition, parts, Tile::kRows) / 16));
+      a.exchange = exchange.data();
+    }
     const cuda::BackwardShared<Cell, Product, Tile> shared(nullptr, a.partition);
-    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed),
-                                      [&] { cuda::backward<Cell, Product, Tile, Exchange>(a); });
+    return run(shape, shared.bytes, seed, a, cuda::backward<Cell, Product, Tile, Exchange>);
   }
 };
 

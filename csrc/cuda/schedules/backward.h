@@ -7,6 +7,7 @@
 #pragma once
 
 #include "exchange.h"
+#include "grid.h"
 #include "layout.h"
 
 namespace rnnkernels::cuda {
@@ -75,7 +76,7 @@ struct BackwardShared {
   device::Mbarrier* arrived;   // (2)
   Alternating<unsigned char>
       gradients;  // (rows, stride bytes): d(gates) of the hidden side, (G, U) of a row, as the product's operand
-  Alternating<float> shares;             // (C * P, U, kSlotRow): shares of d(h)
+  Alternating<float> shares;             // (C * P, or sums of them, U, kSlotRow): shares of d(h)
   float* bias;                  // (groups, 4, threads)
   Vector16* weights;            // (warps, ...): see ResidentWeights
   int64_t bytes;
@@ -87,10 +88,17 @@ struct BackwardShared {
   RNN_HOST_DEVICE BackwardShared(Carver carver, const Partition& partition, const Division& division)
       : arrived(carver.take<device::Mbarrier>(2)),
         gradients(carver, Tile::kRows * operand_stride(division.windows)),
-        shares(carver, partition.ctas * division.parts * partition.units * kSlotRow) {
+        shares(carver, slots(partition, division) * partition.units * kSlotRow) {
     bias = carver.template take<float>(Own::kGroups * kSavedGates * division.warps * kLanes);
     weights = carver.template take<Vector16>(division.warps * Weights::shared_count(division.passes, division.most_windows()));
     bytes = carver.used();
+  }
+
+ public:
+  // Shares of one element. Those that come through global memory are added up on their way.
+  RNN_HOST_DEVICE static int slots(const Partition& partition, const Division& division) {
+    return Tile::kDirect ? GridScatter::folds(division.warps * kLanes, partition.units, Tile::kRows)
+                         : partition.ctas * division.parts;
   }
 };
 
@@ -110,10 +118,10 @@ class BackwardPass {
       : p_(arguments),
         division_(arguments.partition),
         shared_(device::shared_memory(), arguments.partition),
-        exchange_(arguments.partition, shared_.arrived),
         direction_(device::block_y()),
-        slice_(device::block_x() / arguments.partition.ctas),
+        slice_(arguments.first_slice + device::block_x() / arguments.partition.ctas),
         first_row_(slice_ * Tile::kRows),
+        exchange_(exchange(arguments)),
         first_unit_(exchange_.rank() * arguments.partition.units),
         part_(own_.warp % division_.parts),
         stride_(operand_stride(division_.windows)),
@@ -131,7 +139,7 @@ class BackwardPass {
     RNN_NO_UNROLL
     for (int64_t k = 0; k < length; ++k) {
       if (k + 2 < length) prefetch(k + 2);
-      if (k > 0) exchange_.wait(k);
+      if (k > 0) receive(k);
       exchange_.expect(k + 1, bytes);
       step(k);
       if ((k + 1) % kStepsPerSum == 0) add_up_bias();
@@ -139,14 +147,14 @@ class BackwardPass {
       if (k + 1 < length) fetch(k + 1);
       multiply_and_send(k);
     }
-    if (length > 0) exchange_.wait(length);
+    if (length > 0) receive(length);
     store_initial_gradients(length);
     store_bias_gradients();
     exchange_.finish();
   }
 
  private:
-  static constexpr int kGroups = Own::kGroups, kTiles = Tile::kColumnTiles, kColumns = Own::kColumns, kGates = Cell::kGates;
+  static constexpr int kGroups = Own::kGroups, kTiles = Own::kTiles, kColumns = Own::kColumns, kGates = Cell::kGates;
 
   // What a step reads from global memory, asked for a step ahead. S, or float for c.
   struct Element {
@@ -158,6 +166,17 @@ class BackwardPass {
     float dc, c, direct_dh;
   };
 
+  RNN_DEVICE Exchange exchange(const BackwardArguments& p) const {
+    if constexpr (Tile::kDirect) {
+      const int64_t bytes = Exchange::bytes(p.partition, division_.parts, Tile::kRows), rows = p.sequence.batch - first_row_;
+      const GridPlace meeting{static_cast<unsigned char*>(p.exchange) + (direction_ * slices() + slice_) * bytes, nullptr,
+                              rows < Tile::kRows ? int(rows) : Tile::kRows};
+      return Exchange(p.partition, meeting, division_.parts);
+    } else {
+      return Exchange(p.partition, shared_.arrived);
+    }
+  }
+
   // ---- Where things are in global memory -----------------------------------------------------------------------------
 
   RNN_DEVICE int hidden() const { return p_.sequence.hidden; }
@@ -166,7 +185,7 @@ class BackwardPass {
     return (direction_ * p_.sequence.batch + first_row_ + own_.row(tile, column)) * hidden() + unit(group);
   }
   RNN_DEVICE bool exists(int tile, int column, int group) const {
-    return first_row_ + own_.row(tile, column) < p_.sequence.batch && unit(group) < hidden();
+    return own_.has_cells() && first_row_ + own_.row(tile, column) < p_.sequence.batch && unit(group) < hidden();
   }
   // The k-th step goes back through the forward recurrence's k-th last.
   RNN_DEVICE int64_t forward_step(int64_t k) const { return steps_.length() - 1 - k; }
@@ -271,7 +290,7 @@ class BackwardPass {
         RNN_UNROLL
         for (int column = 0; column < kColumns; ++column) {
           const int u = unit(group);
-          if (own_.row(tile, column) >= rows.active || u >= h) continue;
+          if (!own_.has_cells() || own_.row(tile, column) >= rows.active || u >= h) continue;
           RNN_UNROLL
           for (int gate = 0; gate < kSavedGates; ++gate)
             device::prefetch(own_.at(gates + gate * h, kSavedGates * h, tile, column, u));
@@ -324,12 +343,22 @@ class BackwardPass {
     if (k == 0) return sum;
     const int units = p_.partition.units;
     const float* share = shared_.shares[k] + own_.unit(group) * Shared::kSlotRow + own_.row(tile, column);
+    const int slots = Shared::slots(p_.partition, division_);
     RNN_NO_UNROLL
-    for (int source = 0; source < p_.partition.ctas * division_.parts; ++source) sum += share[source * units * Shared::kSlotRow];
+    for (int slot = 0; slot < slots; ++slot) sum += share[slot * units * Shared::kSlotRow];
     return sum;
   }
 
+  RNN_DEVICE void receive(int64_t k) const {
+    if constexpr (Tile::kDirect) {
+      exchange_.template receive<Tile::kRows, Shared::kSlotRow>(k, shared_.shares[k]);
+    } else {
+      exchange_.wait(k);
+    }
+  }
+
   RNN_DEVICE void step(int64_t k) {
+    if (!own_.has_cells()) return;
     const int units = p_.partition.units;
     RNN_UNROLL
     for (int group = 0; group < kGroups; ++group) {
@@ -394,7 +423,7 @@ class BackwardPass {
     const int units = p_.partition.units, source = exchange_.rank() * division_.parts + part_;
     RNN_NO_UNROLL
     for (int pass = 0; pass < division_.passes; ++pass) {
-      float sum[Tile::kBackwardTiles][kTiles][4] = {};
+      float sum[Tile::kBackwardTiles][Tile::kColumnTiles][4] = {};
       weights_.template multiply<Product>(pass, operand, stride_, division_.parts * kWindowBytes, own_.lane, sum);
       RNN_UNROLL
       for (int tile = 0; tile < Tile::kBackwardTiles; ++tile) {
@@ -403,11 +432,16 @@ class BackwardPass {
           const int first = (division_.first_tile(own_.warp, pass) + tile) * kTileRows + block * kBlockRows;
           const int owner = first / units;
           if (owner >= p_.partition.ctas) continue;
-          float* slot = shared_.shares[k + 1] + (source * units + first % units + own_.g) * Shared::kSlotRow + 2 * own_.t;
+          const int unit = first % units + own_.g, row = 2 * own_.t;
           RNN_UNROLL
-          for (int n = 0; n < kTiles; ++n) {
-            const Vector8 pair{{device::bits_of(sum[tile][n][2 * block]), device::bits_of(sum[tile][n][2 * block + 1])}};
-            exchange_.send(k + 1, owner, slot + n * 8, pair);
+          for (int n = 0; n < Tile::kColumnTiles; ++n) {
+            const float low = sum[tile][n][2 * block], high = sum[tile][n][2 * block + 1];
+            if constexpr (Tile::kDirect) {
+              exchange_.template send<Tile::kRows>(k + 1, owner, source, unit, n * 8 + row, low, high);
+            } else {
+              float* slot = shared_.shares[k + 1] + (source * units + unit) * Shared::kSlotRow + row;
+              exchange_.send(k + 1, owner, slot + n * 8, Vector8{{device::bits_of(low), device::bits_of(high)}});
+            }
           }
         }
       }
@@ -434,7 +468,7 @@ class BackwardPass {
     }
   }
 
-  // The lanes of a unit differ in t, and in the warp that shares the block: added in that order.
+  // The lanes of a unit differ in t, and in the warps that share the unit but not its rows: added in that order.
   RNN_DEVICE void store_bias_gradients() const {
     float* total = p_.grad_bias + (int64_t(direction_) * slices() + slice_) * kSavedGates * hidden();
     float* partial = shared_.shares[0];
@@ -450,23 +484,28 @@ class BackwardPass {
         if constexpr (Tile::kSplits == 1) {
           if (own_.t == 0 && u < hidden()) total[gate * hidden() + u] = sum;
         } else {
-          float* mine = partial + (own_.unit(group) * kSavedGates + gate);
-          if (own_.t == 0 && own_.split == 1) *mine = sum;
-          device::named_barrier(1 + own_.block, 2 * kLanes);
-          if (own_.t == 0 && own_.split == 0 && u < hidden()) total[gate * hidden() + u] = sum + *mine;
+          const int owner = own_.split % Own::kRowOwners;
+          float* of_unit = partial + (own_.unit(group) * kSavedGates + gate) * Own::kRowOwners;
+          const bool speaks = own_.has_cells() && own_.t == 0;
+          if (speaks) of_unit[owner] = sum;
+          device::named_barrier(1 + own_.block, Tile::kSplits * kLanes);
+          if (!speaks || owner != 0 || u >= hidden()) continue;
+          for (int other = 1; other < Own::kRowOwners; ++other) sum += of_unit[other];
+          total[gate * hidden() + u] = sum;
         }
       }
     }
   }
 
-  RNN_DEVICE int64_t slices() const { return device::grid_x() / p_.partition.ctas; }
+  RNN_DEVICE int64_t slices() const { return (p_.sequence.batch + Tile::kRows - 1) / Tile::kRows; }
 
   const BackwardArguments& p_;
   const Own own_;
   const BackwardDivision<Cell, Product, Tile> division_;
   const Shared shared_;
+  const int direction_, slice_, first_row_;
   const Exchange exchange_;
-  const int direction_, slice_, first_row_, first_unit_, part_, stride_;
+  const int first_unit_, part_, stride_;
   const Steps steps_;
 
   typename Shared::Weights weights_;
@@ -478,7 +517,7 @@ class BackwardPass {
 
 template <class Cell, class Product, class Tile, class Exchange>
 RNN_DEVICE void backward(const BackwardArguments& arguments) {
-  BackwardPass<Cell, Product, Tile, Exchange>(arguments).run();
+  BackwardPass<Cell, Product, Tile, typename Exchange::Backward>(arguments).run();
 }
 
 }  // namespace rnnkernels::cuda
