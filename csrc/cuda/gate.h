@@ -6,6 +6,25 @@
 
 namespace rnnkernels::cuda {
 
+// Between tensors' numbers and those computed with.
+template <class S>
+RNN_DEVICE Real<S> load_real(const S* address) {
+  if constexpr (std::is_same_v<S, double>) {
+    return device::load_constant(address);
+  } else {
+    return device::to_float(device::load_constant(address));
+  }
+}
+
+template <class S>
+RNN_DEVICE S round_real(Real<S> x) {
+  if constexpr (std::is_same_v<S, double>) {
+    return x;
+  } else {
+    return device::round_to<S>(x);
+  }
+}
+
 template <class R>
 struct GateOf {
   R value;

@@ -7,26 +7,6 @@
 
 namespace rnnkernels::cuda {
 
-inline constexpr int kStepThreads = 256;  // of a block, at most
-
-template <class S>
-RNN_DEVICE Real<S> load_real(const S* address) {
-  if constexpr (std::is_same_v<S, double>) {
-    return device::load_constant(address);
-  } else {
-    return device::to_float(device::load_constant(address));
-  }
-}
-
-template <class S>
-RNN_DEVICE S round_real(Real<S> x) {
-  if constexpr (std::is_same_v<S, double>) {
-    return x;
-  } else {
-    return device::round_to<S>(x);
-  }
-}
-
 // A thread's row and unit. The binding keeps N * H within an int.
 struct StepPlace {
   int direction, row, unit;
