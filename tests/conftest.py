@@ -128,7 +128,7 @@ def interpreter(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def own_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run of the GPU acceptance gives Triton's interpreter a processor and pretends a GPU; the next test has it as before."""
+    """A dry run of the GPU acceptance gives Triton's interpreter a processor and pretends a GPU: the next test has neither."""
     sequence = sys.modules.get("rnnkernels.backends.triton.sequence")
     if sequence is not None:
         monkeypatch.setattr(sequence, "INTERPRETER", sequence.INTERPRETER)
