@@ -22,9 +22,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -110,11 +111,19 @@ def compile_all(tools: Toolchain, commands: list[tuple[str, list[str], Path]]) -
     )
 
 
+#: Runs the compilers of both libraries, which are built side by side.
+COMPILERS = ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
+
+
 def run_all(commands: list[list[str]]) -> None:
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        for done in [pool.submit(run, command) for command in commands]:
-            done.result()
+    tasks = [COMPILERS.submit(run, command) for command in commands]
+    try:
+        for task in tasks:
+            task.result()
+    finally:  # after a failure, the others' results are of no use
+        for task in tasks:
+            task.cancel()
+        wait(tasks)
 
 
 def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
@@ -190,14 +199,17 @@ def cuda_architectures(torch) -> str:
 
 
 def generated_for(names: list[str]) -> list[str]:
-    """nvcc's flags for architectures."""
-    flags = []
+    """nvcc's flags for architectures. What takes longest is making PTX: where kernels have no reason to differ, architectures
+    share that of the oldest of them."""
+    codes: dict[str, list[str]] = {}
     for name in names:
         number = name.removesuffix("+PTX").replace(".", "")
-        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        major = int(name.split(".")[0])
+        ptx = "80" if major == 8 else "100" if major >= 10 and number.isdigit() else number
+        codes.setdefault(ptx, []).append(f"sm_{number}")
         if name.endswith("+PTX"):
-            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
-    return flags
+            codes[ptx].append(f"compute_{ptx}")
+    return [flag for ptx, code in codes.items() for flag in ("-gencode", f"arch=compute_{ptx},code=[{','.join(code)}]")]
 
 
 def build_cuda(torch, tools: Toolchain, package: Path, scratch: Path) -> str:
@@ -257,6 +269,15 @@ class BuildNative(build_ext):
         if wish not in ("auto", "0", "1"):
             raise SystemExit(f"RNNKERNELS_BUILD_CPU={wish}: must be auto, 1 or 0")
         (package / "lib").mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(1) as beside:
+            cuda = beside.submit(self.run_cuda, package)
+            report = self.run_cpu(wish, package, module)
+            report["cuda"] = cuda.result()
+        (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        if self.inplace:
+            (package / "lib" / ".gitignore").write_text("*\n")
+
+    def run_cpu(self, wish: str, package: Path, module: Path) -> dict[str, Any]:
         report = {"status": "built", "reason": None, "compiler": None, "flags": None, "isas": [], "torch": None}
         try:
             if wish == "0":
@@ -273,13 +294,11 @@ class BuildNative(build_ext):
                 stale.unlink(missing_ok=True)
             self.announce_failure(str(error), wish)
             if wish == "1":
+                COMPILERS.shutdown(cancel_futures=True)  # the CUDA kernels' too
                 raise SystemExit(f"RNNKERNELS_BUILD_CPU=1, but the CPU kernels could not be built: {error}") from None
         finally:
             (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        report["cuda"] = self.run_cuda(package)
-        (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        if self.inplace:
-            (package / "lib" / ".gitignore").write_text("*\n")
+        return report
 
     def run_cuda(self, package: Path) -> dict[str, str | None]:
         wish = os.environ.get("RNNKERNELS_BUILD_CUDA", "auto")

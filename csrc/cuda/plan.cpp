@@ -82,39 +82,38 @@ bool is_compiled(TileName tile, int ctas) {
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Clusters of this size that run at once: fewer than fit by count, since a cluster must lie within one group of
-// multiprocessors. Published for 132 of them.
-double resident(int ctas, const DeviceLimits& device) {
-  constexpr double kOf132[] = {132, 66, 32, 15, 7};
+// multiprocessors.
+double resident(int ctas, const DeviceLimits& device, const Costs& costs) {
+  const double of_132[] = {132, costs.clusters_of_2, costs.clusters_of_4, costs.clusters_of_8, costs.clusters_of_16};
   int i = 0;
   for (int c = ctas; c > 1; c /= 2) ++i;
-  return std::max(1.0, double(int(kOf132[i] * device.multiprocessors / 132)));
+  return std::max(1.0, double(int(of_132[i] * device.multiprocessors / 132)));
 }
 
-// Microseconds per step. The constants are estimates from published latencies; docs/kernels.md has their sources.
-double estimate(const Request& request, const DeviceLimits& device, const Partition& partition, const Layout& layout) {
-  constexpr double kCyclesPerMicrosecond = 1900, kProductLatency = 24, kProductsPerCycle = 0.6, kSharedBytesPerCycle = 128;
-  constexpr double kRemoteBytesPerCycle = 14, kRemoteLatency = 300, kBarrier = 110, kCellLatency = 220, kRest = 80;
+// Microseconds per step.
+double estimate(const Request& request, const DeviceLimits& device, const Partition& partition, const Layout& layout,
+                const Costs& costs) {
   const bool half = request.product == ProductName::kBFloat16 || request.product == ProductName::kFloat16;
   // A window is two instructions, of half types at full rate; those of tf32 take as long, and may come three at a time.
   const double instructions = request.product == ProductName::kTf32x3 ? 6 : 2, operand = half ? 2 : 4;
   const double products = double(layout.warps * layout.tiles_per_warp * layout.windows_per_tile) * instructions;
-  const double chain = double(layout.windows_per_tile) * instructions * kProductLatency;
+  const double chain = double(layout.windows_per_tile) * instructions * costs.product_latency;
   const double traffic = double(layout.warps * (layout.weight_windows - layout.register_windows)) * 1024 +
                          double(layout.warps * layout.windows_per_tile * layout.rows) * kWindowBytes;
-  double cycles = std::max({products / kProductsPerCycle, chain, traffic / kSharedBytesPerCycle});
+  double cycles = std::max({products / costs.products_per_cycle, chain, traffic / costs.shared_bytes_per_cycle});
   const double elements = double(partition.units) * layout.rows, special = request.cell == CellName::kLstm ? 10 : 6;
-  cycles += kCellLatency + elements * special / 16 + kRest;
+  cycles += costs.cell_latency + elements * special / 16 + costs.rest;
   const bool backward = request.pass == Pass::kBackward;
-  if (backward) cycles += kBarrier;
+  if (backward) cycles += costs.cta_barrier;
   if (partition.ctas == 1) {
-    cycles += kBarrier;
+    cycles += costs.cta_barrier;
   } else {
     const double sent = double(partition.units) * (partition.ctas - 1) * layout.rows * (backward ? 4 : operand);
-    cycles += kRemoteLatency + sent / kRemoteBytesPerCycle;
+    cycles += costs.remote_latency + sent / costs.remote_bytes_per_cycle;
   }
   const double clusters = double(divide_up(request.batch, layout.rows) * request.directions);
-  const double waves = double(int64_t((clusters + resident(partition.ctas, device) - 1) / resident(partition.ctas, device)));
-  return waves * cycles / kCyclesPerMicrosecond;
+  const double at_once = resident(partition.ctas, device, costs);
+  return double(int64_t((clusters + at_once - 1) / at_once)) * cycles / costs.cycles_per_microsecond;
 }
 
 // Bytes of an element, and operations per microsecond of a library's product.
@@ -135,11 +134,12 @@ Rate rate_of(ProductName product) {
 
 // One library product and one small kernel per step, and with a projection a second of each, for both directions together.
 double estimate_stepwise(const Request& request) {
-  constexpr double kLaunches = 5, kBytesPerMicrosecond = 5.5e6;
+  constexpr Costs costs;
   const double weights = double(request.hidden) * double(request.hidden) * (request.cell == CellName::kLstm ? 4 : 3);
   const Rate rate = rate_of(request.product);
-  const double product = std::max(weights * rate.bytes / kBytesPerMicrosecond, 2 * weights * double(request.batch) / rate.operations);
-  return (request.projected ? 2 : 1) * kLaunches + request.directions * product;
+  const double product = std::max(weights * rate.bytes / costs.stepwise_bytes_per_microsecond,
+                                  2 * weights * double(request.batch) / rate.operations);
+  return (request.projected ? 2 : 1) * costs.stepwise_launches + request.directions * product;
 }
 
 Plan stepwise(const Request& request, std::string reason) {
@@ -193,7 +193,7 @@ const std::vector<Measured>& measurements() {
   return table;
 }
 
-Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas) {
+Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas, const Costs& costs) {
   if (request.projected) return stepwise(request, "persistent schedules have no projected state");
   if (request.product == ProductName::kFloat64) return stepwise(request, "persistent schedules do not multiply in float64");
   if (device.compute_capability < 80) return stepwise(request, "the tensor cores of compute capability 8.0 are needed");
@@ -214,7 +214,7 @@ Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, 
     return stepwise(request, "it needs " + std::to_string(layout.shared_bytes) + " bytes of shared memory of " +
                                  std::to_string(device.shared_bytes));
   Plan plan{ctas == 1 ? Schedule::kOneCta : Schedule::kCluster, tile, partition, layout.rows, layout.warps * kLanes,
-            layout.shared_bytes, estimate(request, device, partition, layout), false, ""};
+            layout.shared_bytes, estimate(request, device, partition, layout, costs), false, ""};
   plan.reason = describe(plan);
   return plan;
 }

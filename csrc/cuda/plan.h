@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "costs.h"
 
 namespace rnnkernels::cuda {
 
@@ -82,7 +83,7 @@ Plan choose(const Request& request, const DeviceLimits& device, const std::vecto
 std::vector<Plan> candidates(const Request& request, const DeviceLimits& device);
 
 // The plan for exactly this schedule; schedule is kStepwise, with the reason, where it does not fit.
-Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas);
+Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas, const Costs& costs = {});
 
 const char* name(Schedule schedule);
 const char* name(TileName tile);
