@@ -67,8 +67,11 @@ def _tables(arguments: Sequence[str]) -> int:
         description="Write what a run's tuning measured to the tables in the sources, in place of the same GPU generation's.",
     )
     parser.add_argument("directory", type=Path)
-    for path in tables.write(parser.parse_args(arguments).directory):
-        print(path)
+    try:
+        written = tables.write(parser.parse_args(arguments).directory)
+    except tables.NoMeasurements as reason:
+        parser.error(str(reason))
+    print("\n".join(map(str, written)))
     return 0
 
 
@@ -83,7 +86,10 @@ def _refit(arguments: Sequence[str]) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--write", action="store_true", help="to the file that the plan is built with")
     options = parser.parse_args(arguments)
-    print(refit.run(options.directory, options.write), end="")
+    try:
+        print(refit.run(options.directory, options.write), end="")
+    except refit.NothingToFit as reason:
+        parser.error(str(reason))
     return 0
 
 

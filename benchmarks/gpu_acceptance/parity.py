@@ -1,4 +1,4 @@
-"""Stage 2: every schedule, forward and backward, against the float64 oracle, with every byte nobody wrote set to NaN.
+"""Stage 3: every schedule, forward and backward, against the float64 oracle, with every byte nobody wrote set to NaN.
 
 Row key: ``<case>, <precision>: <choice>``. ``share`` is the error as a share of what is allowed.
 """

@@ -1,4 +1,4 @@
-"""Stage 3: the same inputs give the same bits, again and again, eagerly and from a replayed CUDA graph.
+"""Stage 4: the same inputs give the same bits, again and again, eagerly and from a replayed CUDA graph.
 
 Many steps and many programs: a missing barrier shows as bits that differ from run to run long before it shows as an error.
 """
