@@ -95,7 +95,8 @@ def test_on_a_gpu_kernel_times_and_peak_memory_are_measured(gpu_stage, monkeypat
     stage = gpu_stage("speed")
     stage.run(speed.run)
     (row,) = stage.content["rows"]
-    assert set(row["results"]) == {"torch.nn", "products", "cuda one CTA", "cuda cluster", "cuda plan"}
+    assert {"torch.nn", "products", "cuda one CTA", "cuda cluster", "cuda plan"} <= set(row["results"])
+    assert "cuda stepwise" not in row["results"]  # another fits, and the layer is small
     planned = {choice["schedule"] for choice in row["plan"]["cuda"].values()}
     assert {row["results"]["cuda plan"]["same_as"]} == {f"cuda {schedule}" for schedule in planned}
     products = row["results"].pop("products")["us_per_step"]
@@ -159,7 +160,8 @@ def test_on_a_gpu_tilings_that_are_estimated_to_be_far_behind_are_named_and_not_
     assert max(timed.values()) <= tuning.FAR * min(timed.values())
 
 
-def test_on_a_gpu_what_repeats_in_a_graph_is_a_slope(gpu_stage):
+def test_on_a_gpu_what_repeats_in_a_graph_is_a_slope(gpu_stage, monkeypatch):
+    monkeypatch.setattr(mechanisms, "_NODES", (1, 3))
     cpu = torch.device("cpu")
     for row in (mechanisms._graph_node(cpu, False), mechanisms._step(cpu, False, 8, 2)):
         assert row["median"] == 0  # twice the same time, whatever the number of nodes
@@ -323,6 +325,7 @@ def test_tools_are_run_on_the_worst_ratios(stage, tmp_path, monkeypatch):
         results = {"torch.nn": {}, "triton plan": {"wall": {"speedup": 0.1}, "kernel": {"speedup": ratio}}}
         return {"key": f"H={H}", "case": case, "precision": "tf32", "results": results}
 
+    monkeypatch.setattr(schedules, "BACKENDS", ("cuda",))  # for the sanitizer's layers: the interpreter takes its time
     tool = tmp_path / "ncu"
     tool.write_text('#!/bin/sh\necho "==PROF== hello"\necho \'"ID","Kernel Name"\'\necho "$@" >> "$0.log"\n')
     tool.chmod(0o755)

@@ -28,6 +28,9 @@ Seconds = Callable[[Callable[[], object]], list[float]]
 
 _QUANTILES = [0.5, 0.2, 0.8]
 
+#: Few and many nodes of a graph.
+_NODES = (100, 1100)
+
 #: One run of the program, in seconds: what it waits for, it waits for 10 s at most.
 _PATIENCE = 30
 
@@ -163,8 +166,8 @@ def _graph_node(device: torch.device, dry: bool) -> Row:
     def launches(n: int) -> Callable[[], object]:
         return timing.captured(lambda: [kernels.empty_kernel[(1,)](out) for _ in range(n)])
 
-    replays = {n: launches(n) for n in (100, 1100)}
-    return _slope(_device_seconds, lambda n: replays[n](), 100, 1100)
+    replays = {n: launches(n) for n in _NODES}
+    return _slope(_device_seconds, lambda n: replays[n](), *_NODES)
 
 
 # --- among programs ------------------------------------------------------------------------------------------------------

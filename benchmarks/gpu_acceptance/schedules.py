@@ -40,7 +40,8 @@ class Cuda(NamedTuple):
     ctas: int | None = None
 
     def __str__(self) -> str:
-        return self.schedule + (f" of {self.ctas}, {self.tile} tile" if self.tile else "")
+        several = f" of {self.ctas}" if self.ctas is not None and self.ctas > 1 else ""
+        return self.schedule + several + (f", {self.tile} tile" if self.tile else "")
 
 
 class Choice(NamedTuple):
