@@ -36,23 +36,26 @@ RNN_DEVICE void throw_async(int rounds, uint32_t* out) {
   device::cluster_barrier();
 }
 
-// A step of a cluster without its computing: every CTA hands `vectors` vectors of its own to all, a multiple of its warps, and
-// reads what came. out (CTAs of the grid): the sum over rounds of the first word of all that came.
+// A step of a cluster without its computing: every CTA hands `vectors` vectors of its own to all, at least one from each warp,
+// without which a warp could be overtaken (exchange.h), and reads what came. out (CTAs of the grid): the sum over rounds of the
+// first word of all that came.
 RNN_DEVICE void exchange_in_cluster(int ctas, int vectors, int rounds, uint32_t* out) {
   auto* arrived = reinterpret_cast<device::Mbarrier*>(device::shared_memory());
   auto* buffers = reinterpret_cast<Vector16*>(device::shared_memory() + kBarrierBytes);  // (2, ctas * vectors)
   const ClusterExchange exchange(Partition{ctas, 0}, arrived);
-  const int rank = exchange.rank(), all = ctas * vectors;
+  const int rank = exchange.rank(), all = ctas * vectors, warps = device::threads() / kLanes;
+  const int first = device::thread() % kLanes * warps + device::thread() / kLanes;
   exchange.start();
   uint32_t sum = 0;
   for (int64_t k = 1; k <= rounds; ++k) {
     Vector16* buffer = buffers + k % 2 * all;
     exchange.expect(k, all * int(sizeof(Vector16)));
-    for (int i = device::thread(); i < vectors; i += device::threads())
+    for (int i = first; i < vectors; i += device::threads())
       for (int to = 0; to < ctas; ++to)
         exchange.send(k, to, buffer + rank * vectors + i, Vector16{{uint32_t(k) * uint32_t(rank + 1), 0, 0, 0}});
     exchange.wait(k);
     for (int i = device::thread(); i < all; i += device::threads()) sum += buffer[i].words[0];
+    device::warp_barrier();  // as products are: a warp that sends has read
   }
   // As a float, which is what lanes can hand each other; tests keep the sums small.
   float total = float(sum);
@@ -63,7 +66,7 @@ RNN_DEVICE void exchange_in_cluster(int ctas, int vectors, int rounds, uint32_t*
   device::cta_barrier();
   if (device::thread() != 0) return;
   float whole = 0;
-  for (int warp = 0; warp < device::threads() / kLanes; ++warp) whole += sums[warp];
+  for (int warp = 0; warp < warps; ++warp) whole += sums[warp];
   out[device::block_x()] = uint32_t(whole);
 }
 
