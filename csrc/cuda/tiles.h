@@ -1,5 +1,6 @@
 // The tiles that are compiled, by cell and product. The registers of a thread decide: with 8 warps it may have 255, and W_hh
 // takes 8 of them per window and tile of 16 rows, forward 8 * windows * gates * groups / 2, backward 8 * windows * tiles.
+// Thin, even and wide tiles are the grid's: all warps share the units, and K has as many parts.
 #pragma once
 
 #include "schedules/layout.h"
@@ -23,6 +24,10 @@ struct Tiles<Lstm, Product> {
   using Broad = Tile<1, 2, 1, 3 - s, 2, 5>;       // 8 sequences, up to 128
   using Tall = Tile<2, 1, 1, 8 - 2 * s, 2, 6 - 3 * s>;  // 16 sequences, up to 64
   using Deep = Tile<1, 1, 2, 8, 4, 3>;            // 8 sequences, up to 32 units, each by two warps: for long rows of W_hh
+  using Thin = Tile<1, 1, 8, 8 - s, 8, 2>;        // 8 sequences, 8 units per CTA: the shortest step
+  using Even = Tile<2, 2, 8, 4, 4, 4 - s>;        // 16 sequences, 16 units
+  using Wide = Tile<2, 4, 8, 1, 4, 4 - s>;        // 16 sequences, 32 units: more slices at once
+  static constexpr bool kHasWide = s == 0;        // weights of float32 do not fit
 };
 
 template <class Product>
@@ -32,6 +37,10 @@ struct Tiles<Gru, Product> {
   using Broad = Narrow;
   using Tall = Tile<2, 2, 1, 3 - s, 2, 4 - s>;
   using Deep = Tile<1, 2, 2, 4, 4, 2>;  // up to 64
+  using Thin = Tile<1, 2, 8, 5 - s, 8, 2 - s>;  // 8 sequences, 16 units
+  using Even = Tile<2, 4, 8, 2, 4, 4 - s>;      // 16 sequences, 32 units
+  using Wide = Even;
+  static constexpr bool kHasWide = false;
 };
 
 }  // namespace rnnkernels::cuda
