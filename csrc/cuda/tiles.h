@@ -24,10 +24,10 @@ struct Tiles<Lstm, Product> {
   using Broad = Tile<1, 2, 1, 3 - s, 2, 5>;       // 8 sequences, up to 128
   using Tall = Tile<2, 1, 1, 8 - 2 * s, 2, 6 - 3 * s>;  // 16 sequences, up to 64
   using Deep = Tile<1, 1, 2, 8, 4, 3>;            // 8 sequences, up to 32 units, each by two warps: for long rows of W_hh
-  using Thin = Tile<1, 1, 8, 8 - s, 8, 2>;        // 8 sequences, 8 units per CTA: the shortest step
-  using Even = Tile<2, 2, 8, 4, 4, 4 - s>;        // 16 sequences, 16 units
-  using Wide = Tile<2, 4, 8, 1, 4, 4 - s>;        // 16 sequences, 32 units: more slices at once
-  static constexpr bool kHasWide = s == 0;        // weights of float32 do not fit
+  using Thin = Tile<1, 1, 8, 5 + s, 8 - 4 * s, 1 + s>;  // 8 sequences, 8 units per CTA: the shortest step
+  using Even = Tile<2 - s, 2, 8, 3 - s, 4, 2>;          // 16 sequences, or 8 of float32, 16 units
+  using Wide = Tile<2, 4, 8, 1, 4, 2>;                  // 16 sequences, 32 units: the most slices at once
+  static constexpr bool kHasWide = sizeof(typename Product::Operand) == 2;  // so many weights of float32 do not fit
 };
 
 template <class Product>
@@ -37,8 +37,8 @@ struct Tiles<Gru, Product> {
   using Broad = Narrow;
   using Tall = Tile<2, 2, 1, 3 - s, 2, 4 - s>;
   using Deep = Tile<1, 2, 2, 4, 4, 2>;  // up to 64
-  using Thin = Tile<1, 2, 8, 5 - s, 8, 2 - s>;  // 8 sequences, 16 units
-  using Even = Tile<2, 4, 8, 2, 4, 4 - s>;      // 16 sequences, 32 units
+  using Thin = Tile<1, 2, 8, 4 - s, 8 - 4 * s, 1 + s>;  // 8 sequences, 16 units
+  using Even = Tile<2 - s, 4, 8, 1, 4, 2>;              // 16 sequences, or 8 of float32, 32 units
   using Wide = Even;
   static constexpr bool kHasWide = false;
 };

@@ -138,6 +138,7 @@ class BackwardPass {
     if (length > 0) fetch(0);
     RNN_NO_UNROLL
     for (int64_t k = 0; k < length; ++k) {
+      if constexpr (Tile::kDirect) own_.find_again();
       if (k + 2 < length) prefetch(k + 2);
       if (k > 0) receive(k);
       exchange_.expect(k + 1, bytes);
@@ -525,7 +526,7 @@ class BackwardPass {
   RNN_DEVICE int64_t slices() const { return (p_.sequence.batch + Tile::kRows - 1) / Tile::kRows; }
 
   const BackwardArguments& p_;
-  const Own own_;
+  Own own_;
   const BackwardDivision<Cell, Product, Tile> division_;
   const Shared shared_;
   const int direction_, slice_, first_row_;

@@ -115,6 +115,7 @@ class ForwardPass {
     RNN_NO_UNROLL
     for (int64_t k = 0; k < length; ++k) {
       const bool last = k + 1 == length;
+      if constexpr (Tile::kDirect) own_.find_again();
       if (k + 2 < length) prefetch(k + 2);
       if (k > 0) exchange_.wait(k);
       if (!last) exchange_.expect(k + 1, bytes);
@@ -433,7 +434,7 @@ class ForwardPass {
   }
 
   const ForwardArguments& p_;
-  const Own own_;
+  Own own_;
   const Shared shared_;
   const int slice_, direction_, first_row_, windows_, stride_;
   const Exchange exchange_;
