@@ -16,6 +16,12 @@ struct Sequence {
   int hidden, directions;
 };
 
+// A step's rows, of a slice of the batch or of all of it, and where the first of them lies among all steps' rows.
+struct StepRows {
+  int64_t first;
+  int active;
+};
+
 // How a direction is laid out over the CTAs of a launch; chosen by plan.h.
 struct Partition {
   int ctas;   // that share the units of a direction: a cluster, or all of a grid

@@ -230,6 +230,7 @@ RNN_DEVICE void store16(void* address, Vector16 v) {
 RNN_DEVICE void store8(void* address, Vector8 v) { *static_cast<uint2*>(address) = make_uint2(v.words[0], v.words[1]); }
 
 // From memory that no kernel writes while this one runs.
+RNN_DEVICE double load_constant(const double* address) { return __ldg(address); }
 RNN_DEVICE float load_constant(const float* address) { return __ldg(address); }
 RNN_DEVICE BFloat16 load_constant(const BFloat16* address) { return {__ldg(&address->bits)}; }
 RNN_DEVICE Float16 load_constant(const Float16* address) { return {__ldg(&address->bits)}; }
@@ -238,6 +239,7 @@ RNN_DEVICE Float16 load_constant(const Float16* address) { return {__ldg(&addres
 RNN_DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
 // To memory that is not read again soon.
+RNN_DEVICE void store_streaming(double* address, double value) { __stcs(address, value); }
 RNN_DEVICE void store_streaming(float* address, float value) { __stcs(address, value); }
 RNN_DEVICE void store_streaming(BFloat16* address, BFloat16 value) { __stcs(&address->bits, value.bits); }
 RNN_DEVICE void store_streaming(Float16* address, Float16 value) { __stcs(&address->bits, value.bits); }
@@ -265,7 +267,12 @@ RNN_DEVICE float round_to<float>(float x) {
 template <>
 RNN_DEVICE BFloat16 round_to<BFloat16>(float x) {
   BFloat16 narrow;
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(x));
+#else
+  const uint32_t bits = bits_of(x);
+  narrow.bits = uint16_t(x != x ? 0x7fff : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+#endif
   return narrow;
 }
 template <>

@@ -4,27 +4,23 @@
 #include <stdexcept>
 #include <string>
 
-#include "auxiliary.h"
+#include "launching.cuh"
 #include "product.h"
 #include "recurrence.h"
 
 namespace rnnkernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;  // of the kernels around the recurrence
-
-void check(cudaError_t status, const std::string& what) {
-  if (status != cudaSuccess) throw std::runtime_error("rnnkernels: " + what + " failed: " + cudaGetErrorString(status));
-}
-
 template <class Cell>
 const TileKernels* kernels_of(ProductName product) {
   switch (product) {
     case ProductName::kBFloat16: return tile_kernels<Cell, BFloat16Product>();
     case ProductName::kFloat16: return tile_kernels<Cell, Float16Product>();
-    case ProductName::kTf32x3: break;
+    case ProductName::kTf32: return tile_kernels<Cell, Tf32Product>();
+    case ProductName::kTf32x3: return tile_kernels<Cell, Tf32x3Product>();
+    case ProductName::kFloat64: break;
   }
-  return tile_kernels<Cell, Tf32x3Product>();
+  throw std::logic_error("rnnkernels: persistent schedules do not multiply in float64");
 }
 
 const TileKernels& kernels_of(const Request& request, TileName tile) {
@@ -40,7 +36,7 @@ std::string describe(const Request& request, const Plan& plan, const char* kerne
 
 template <class Arguments>
 void launch_pass(const Request& request, const Plan& plan, const PackArguments& pack, const Arguments& arguments,
-                 cudaStream_t stream) {
+                 Stream stream) {
   const int pass = int(request.pass);
   const TileKernels& kernels = kernels_of(request, plan.tile);
   const unsigned directions = unsigned(request.directions);
@@ -97,38 +93,6 @@ int most_cluster(int compute_capability, int64_t shared_bytes) {
   return possible ? 16 : 8;
 }
 
-__global__ void write_offsets_kernel(const __grid_constant__ OffsetsArguments arguments) { write_offsets(arguments); }
-
-template <class S>
-__global__ void states_before_kernel(const __grid_constant__ StatesBeforeArguments arguments) {
-  states_before<S>(arguments);
-}
-
-template <class Cell, class S>
-__global__ void bias_gradients_kernel(const __grid_constant__ BiasGradientsArguments arguments) {
-  bias_gradients<Cell, S>(arguments);
-}
-
-template <class Arguments>
-void launch_simple(void (*kernel)(Arguments), int64_t threads, int directions, const Arguments& arguments, cudaStream_t stream,
-                   const char* name) {
-  kernel<<<dim3(unsigned((threads + kThreads - 1) / kThreads), unsigned(directions)), kThreads, 0, stream>>>(arguments);
-  check(cudaGetLastError(), std::string("launching ") + name);
-}
-
-template <class Cell>
-void launch_bias_gradients(ProductName product, int directions, const BiasGradientsArguments& arguments, cudaStream_t stream) {
-  const int64_t rows = int64_t(Cell::kGates) * arguments.hidden;
-  switch (product) {
-    case ProductName::kBFloat16:
-      return launch_simple(bias_gradients_kernel<Cell, BFloat16>, rows, directions, arguments, stream, "bias_gradients");
-    case ProductName::kFloat16:
-      return launch_simple(bias_gradients_kernel<Cell, Float16>, rows, directions, arguments, stream, "bias_gradients");
-    case ProductName::kTf32x3: break;
-  }
-  launch_simple(bias_gradients_kernel<Cell, float>, rows, directions, arguments, stream, "bias_gradients");
-}
-
 }  // namespace
 
 const DeviceLimits& device_limits(int device) {
@@ -155,40 +119,13 @@ int64_t packed_bytes(const Request& request, const Plan& plan) {
 }
 
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments,
-            cudaStream_t stream) {
+            Stream stream) {
   launch_pass(request, plan, pack, arguments, stream);
 }
 
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const BackwardArguments& arguments,
-            cudaStream_t stream) {
+            Stream stream) {
   launch_pass(request, plan, pack, arguments, stream);
-}
-
-void write_offsets(const int64_t* offsets, int64_t count, int64_t* to, cudaStream_t stream) {
-  for (int64_t first = 0; first < count; first += OffsetsArguments::kMost) {
-    OffsetsArguments arguments{to + first, int(std::min<int64_t>(OffsetsArguments::kMost, count - first)), {}};
-    std::copy_n(offsets + first, arguments.count, arguments.values);
-    launch_simple(write_offsets_kernel, 1, 1, arguments, stream, "write_offsets");
-  }
-}
-
-void states_before(ProductName product, const StatesBeforeArguments& arguments, cudaStream_t stream) {
-  const int64_t elements = arguments.sequence.rows * arguments.sequence.hidden;
-  const int directions = arguments.sequence.directions;
-  if (product == ProductName::kTf32x3) {
-    launch_simple(states_before_kernel<float>, elements, directions, arguments, stream, "states_before");
-  } else {  // both half types are moved as they are
-    launch_simple(states_before_kernel<BFloat16>, elements, directions, arguments, stream, "states_before");
-  }
-}
-
-void bias_gradients(CellName cell, ProductName product, int directions, const BiasGradientsArguments& arguments,
-                    cudaStream_t stream) {
-  if (cell == CellName::kLstm) {
-    launch_bias_gradients<Lstm>(product, directions, arguments, stream);
-  } else {
-    launch_bias_gradients<Gru>(product, directions, arguments, stream);
-  }
 }
 
 }  // namespace rnnkernels::cuda

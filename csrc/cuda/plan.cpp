@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <initializer_list>
+#include <stdexcept>
+#include <utility>
 
 #include "schedules/backward.h"
 #include "schedules/forward.h"
@@ -11,6 +13,7 @@
 namespace rnnkernels::cuda {
 namespace {
 
+constexpr std::initializer_list<Schedule> kSchedules = {Schedule::kOneCta, Schedule::kCluster, Schedule::kStepwise};
 constexpr std::initializer_list<TileName> kTiles = {TileName::kNarrow, TileName::kBroad, TileName::kTall, TileName::kDeep};
 constexpr int64_t kLargestHidden = 4096;  // beyond it no tile fits anyway; keeps the sizes below within an int
 
@@ -59,7 +62,9 @@ Layout layout_of(const Request& request, TileName tile, const Partition& partiti
   switch (request.product) {
     case ProductName::kBFloat16: return layout_of<Cell, BFloat16Product>(tile, request.pass, partition);
     case ProductName::kFloat16: return layout_of<Cell, Float16Product>(tile, request.pass, partition);
-    case ProductName::kTf32x3: break;
+    case ProductName::kTf32: return layout_of<Cell, Tf32Product>(tile, request.pass, partition);
+    case ProductName::kTf32x3:
+    case ProductName::kFloat64: break;  // refused before anybody asks
   }
   return layout_of<Cell, Tf32x3Product>(tile, request.pass, partition);
 }
@@ -89,9 +94,9 @@ double resident(int ctas, const DeviceLimits& device) {
 double estimate(const Request& request, const DeviceLimits& device, const Partition& partition, const Layout& layout) {
   constexpr double kCyclesPerMicrosecond = 1900, kProductLatency = 24, kProductsPerCycle = 0.6, kSharedBytesPerCycle = 128;
   constexpr double kRemoteBytesPerCycle = 14, kRemoteLatency = 300, kBarrier = 110, kCellLatency = 220, kRest = 80;
-  const bool whole = request.product == ProductName::kTf32x3;
-  // A window is two instructions, of half types at full rate; those of tf32 take as long and come three at a time.
-  const double instructions = 2 * (whole ? 3 : 1), operand = whole ? 4 : 2;
+  const bool half = request.product == ProductName::kBFloat16 || request.product == ProductName::kFloat16;
+  // A window is two instructions, of half types at full rate; those of tf32 take as long, and may come three at a time.
+  const double instructions = request.product == ProductName::kTf32x3 ? 6 : 2, operand = half ? 2 : 4;
   const double products = double(layout.warps * layout.tiles_per_warp * layout.windows_per_tile) * instructions;
   const double chain = double(layout.windows_per_tile) * instructions * kProductLatency;
   const double traffic = double(layout.warps * (layout.weight_windows - layout.register_windows)) * 1024 +
@@ -112,11 +117,29 @@ double estimate(const Request& request, const DeviceLimits& device, const Partit
   return waves * cycles / kCyclesPerMicrosecond;
 }
 
-// One library product and one pointwise kernel per step and direction.
+// Bytes of an element, and operations per microsecond of a library's product.
+struct Rate {
+  double bytes, operations;
+};
+
+Rate rate_of(ProductName product) {
+  switch (product) {
+    case ProductName::kBFloat16:
+    case ProductName::kFloat16: return {2, 3e8};
+    case ProductName::kTf32: return {4, 1.5e8};
+    case ProductName::kTf32x3: return {4, 4e7};  // the library multiplies in float32
+    case ProductName::kFloat64: break;
+  }
+  return {8, 3e7};
+}
+
+// One library product and one small kernel per step, and with a projection a second of each, for both directions together.
 double estimate_stepwise(const Request& request) {
+  constexpr double kLaunches = 5, kBytesPerMicrosecond = 5.5e6;
   const double weights = double(request.hidden) * double(request.hidden) * (request.cell == CellName::kLstm ? 4 : 3);
-  const double bytes = weights * (request.product == ProductName::kTf32x3 ? 4 : 2);
-  return request.directions * (5 + std::max(bytes / 5.5e6, 2 * weights * double(request.batch) / 3e8));
+  const Rate rate = rate_of(request.product);
+  const double product = std::max(weights * rate.bytes / kBytesPerMicrosecond, 2 * weights * double(request.batch) / rate.operations);
+  return (request.projected ? 2 : 1) * kLaunches + request.directions * product;
 }
 
 Plan stepwise(const Request& request, std::string reason) {
@@ -133,6 +156,13 @@ std::string describe(const Plan& plan) {
                   plan.partition.units, plan.rows, plan.microseconds);
   }
   return text;
+}
+
+// Whose refusal says most about why nothing was found.
+int ctas_in_question(const DeviceLimits& device, const Wish& wish) {
+  if (wish.ctas != 0) return wish.ctas;
+  if (wish.schedule == Schedule::kOneCta) return 1;
+  return std::max(device.most_cluster, wish.schedule == Schedule::kCluster ? 2 : 1);
 }
 
 }  // namespace
@@ -165,6 +195,7 @@ const std::vector<Measured>& measurements() {
 
 Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas) {
   if (request.projected) return stepwise(request, "persistent schedules have no projected state");
+  if (request.product == ProductName::kFloat64) return stepwise(request, "persistent schedules do not multiply in float64");
   if (device.compute_capability < 80) return stepwise(request, "the tensor cores of compute capability 8.0 are needed");
   if (ctas > 1 && device.compute_capability < 90) return stepwise(request, "clusters need compute capability 9.0");
   if (ctas > device.most_cluster)
@@ -188,7 +219,38 @@ Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, 
   return plan;
 }
 
-Plan choose(const Request& request, const DeviceLimits& device, const std::vector<Measured>& table, bool persistent_only) {
+std::vector<Plan> candidates(const Request& request, const DeviceLimits& device) {
+  std::vector<Plan> plans;
+  for (const int ctas : {1, 2, 4, 8, 16}) {
+    for (const TileName tile : kTiles) {
+      Plan plan = plan_of(request, device, tile, ctas);
+      if (plan.schedule != Schedule::kStepwise) plans.push_back(std::move(plan));
+    }
+  }
+  plans.push_back(stepwise(request, ""));
+  plans.back().reason = describe(plans.back());
+  return plans;
+}
+
+bool Wish::granted(const Plan& plan) const {
+  const bool persistent = plan.schedule != Schedule::kStepwise;
+  return (!schedule.has_value() || *schedule == plan.schedule) && (!tile.has_value() || (persistent && *tile == plan.tile)) &&
+         (ctas == 0 || (persistent && ctas == plan.partition.ctas));
+}
+
+Wish wish_for(const std::string& schedule, const std::string& tile, int ctas) {
+  Wish wish;
+  for (const Schedule known : kSchedules)
+    if (schedule == name(known)) wish.schedule = known;
+  for (const TileName known : kTiles)
+    if (tile == name(known)) wish.tile = known;
+  if (!schedule.empty() && !wish.schedule.has_value()) throw std::invalid_argument("there is no CUDA schedule " + schedule);
+  if (!tile.empty() && !wish.tile.has_value()) throw std::invalid_argument("there is no tile " + tile);
+  wish.ctas = ctas;
+  return wish;
+}
+
+Plan choose(const Request& request, const DeviceLimits& device, const std::vector<Measured>& table, const Wish& wish) {
   // The smallest measured point that covers the request.
   const Measured* nearest = nullptr;
   for (const Measured& entry : table) {
@@ -198,7 +260,7 @@ Plan choose(const Request& request, const DeviceLimits& device, const std::vecto
     if (nearest == nullptr || entry.hidden < nearest->hidden || (entry.hidden == nearest->hidden && entry.batch < nearest->batch))
       nearest = &entry;
   }
-  if (nearest != nullptr && !(persistent_only && nearest->schedule == Schedule::kStepwise)) {
+  if (nearest != nullptr && !wish.any()) {
     Plan plan =
         nearest->schedule == Schedule::kStepwise ? stepwise(request, "") : plan_of(request, device, nearest->tile, nearest->ctas);
     if (plan.schedule == nearest->schedule) {
@@ -207,23 +269,26 @@ Plan choose(const Request& request, const DeviceLimits& device, const std::vecto
       return plan;
     }
   }
-  Plan best = stepwise(request, "");
-  for (const int ctas : {1, 2, 4, 8, 16}) {
-    for (const TileName tile : kTiles) {
-      Plan plan = plan_of(request, device, tile, ctas);
-      // More CTAs only for a gain that is larger than what estimates are off by between neighbours.
-      if (plan.schedule != Schedule::kStepwise &&
-          (plan.microseconds < 0.9 * best.microseconds || (persistent_only && best.schedule == Schedule::kStepwise)))
-        best = plan;
-    }
+  std::optional<Plan> best;
+  bool persistent = false;
+  // Stepwise first, then more and more CTAs, which are worth it only for a gain that is larger than what estimates are off by
+  // between neighbours.
+  std::vector<Plan> plans = candidates(request, device);
+  std::rotate(plans.begin(), plans.end() - 1, plans.end());
+  for (const Plan& plan : plans) {
+    persistent = persistent || plan.schedule != Schedule::kStepwise;
+    if (wish.granted(plan) && (!best.has_value() || plan.microseconds < 0.9 * best->microseconds)) best = plan;
   }
-  if (best.schedule == Schedule::kStepwise) {
-    const Plan largest = plan_of(request, device, TileName::kNarrow, std::max(device.most_cluster, 1));
-    best.reason = describe(best) + "; the largest persistent schedule: " + largest.reason;
-  } else {
-    best.reason = "estimated to be fastest: " + describe(best);
+  if (best.has_value() && (persistent || wish.any())) {
+    best->reason = (wish.any() ? "asked for: " : "estimated to be fastest: ") + describe(*best);
+    return *best;
   }
-  return best;
+  const Plan nearby = plan_of(request, device, wish.tile.value_or(TileName::kNarrow), ctas_in_question(device, wish));
+  const bool fits = nearby.schedule != Schedule::kStepwise;
+  const std::string reason = fits ? "no schedule is all of what was asked for" : nearby.reason;
+  Plan plan = stepwise(request, "");
+  plan.reason = wish.any() ? reason : describe(plan) + "; nothing persistent fits: " + reason;
+  return plan;
 }
 
 }  // namespace rnnkernels::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,7 +11,8 @@
 namespace rnnkernels::cuda {
 
 enum class CellName { kLstm, kGru };
-enum class ProductName { kBFloat16, kFloat16, kTf32x3 };
+// Of tensors' dtypes; float32 is multiplied as one product of tf32 or as three, as torch's switch for recurrent layers says.
+enum class ProductName { kBFloat16, kFloat16, kTf32, kTf32x3, kFloat64 };
 enum class Pass { kForward, kBackward };
 enum class Schedule { kOneCta, kCluster, kStepwise };
 enum class TileName { kNarrow, kBroad, kTall, kDeep };
@@ -55,13 +57,29 @@ struct Measured {
   int ctas;
 };
 
+// What somebody who measures or tests asks for instead of the fastest.
+struct Wish {
+  std::optional<Schedule> schedule;
+  std::optional<TileName> tile;
+  int ctas = 0;  // 0: any
+
+  bool any() const { return schedule.has_value() || tile.has_value() || ctas != 0; }
+  bool granted(const Plan& plan) const;
+};
+
+// From names, empty for what does not matter; throws std::invalid_argument for unknown ones.
+Wish wish_for(const std::string& schedule, const std::string& tile, int ctas);
+
 // The committed table of measurements.
 const std::vector<Measured>& measurements();
 
-// Never fails: stepwise always fits. Of the persistent schedules that fit, the one measured to be fastest, or else
-// estimated to be. persistent_only: stepwise only where nothing else fits.
+// Of the schedules that fit, the one measured to be fastest, or else estimated to be. Never fails: stepwise always fits. A wish
+// that cannot be granted gives stepwise and the reason, too.
 Plan choose(const Request& request, const DeviceLimits& device, const std::vector<Measured>& table = measurements(),
-            bool persistent_only = false);
+            const Wish& wish = {});
+
+// Every plan that fits: the persistent ones, fewest CTAs first, and stepwise.
+std::vector<Plan> candidates(const Request& request, const DeviceLimits& device);
 
 // The plan for exactly this schedule; schedule is kStepwise, with the reason, where it does not fit.
 Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas);

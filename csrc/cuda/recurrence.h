@@ -1,13 +1,17 @@
-// Launches the persistent schedules a plan names, and what goes around them. No torch; errors are exceptions that name the
-// kernel and its launch. Everything is asynchronous on the stream given, and can be captured into a graph.
+// Launches the persistent schedules a plan names, the steps of the stepwise one, and what goes around them. No torch; errors are
+// exceptions that name the kernel and its launch. Everything is asynchronous on the stream given, and can be captured into a
+// graph. Implemented by *.cu, and on the emulated machine by tests/emulation/launch.cpp.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include "auxiliary.h"
 #include "plan.h"
+#include "stepwise.h"
+
+struct CUstream_st;
 
 namespace rnnkernels::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t
 
 // The kernels of one tile, as the runtime knows them; null where a tile is not made for that many CTAs.
 struct TileKernels {
@@ -29,13 +33,19 @@ int64_t packed_bytes(const Request& request, const Plan& plan);
 
 // Packs the weights and runs the recurrence of the whole sequence.
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments,
-            cudaStream_t stream);
+            Stream stream);
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const BackwardArguments& arguments,
-            cudaStream_t stream);
+            Stream stream);
 
-void write_offsets(const int64_t* offsets, int64_t count, int64_t* to, cudaStream_t stream);
-void states_before(ProductName product, const StatesBeforeArguments& arguments, cudaStream_t stream);
+void launch(CellName cell, ProductName product, const StepForwardArguments& arguments, Stream stream);
+void launch(CellName cell, ProductName product, const StepBackwardArguments& arguments, Stream stream);
+void launch(ProductName product, const StepProjectionArguments& arguments, Stream stream);
+void launch(ProductName product, const StepProjectionBackwardArguments& arguments, Stream stream);
+
+void write_offsets(const int64_t* offsets, int64_t count, int64_t* to, Stream stream);
+void states_before(ProductName product, const StatesBeforeArguments& arguments, Stream stream);
+void unprojected_states(ProductName product, const UnprojectedStatesArguments& arguments, Stream stream);
 void bias_gradients(CellName cell, ProductName product, int directions, const BiasGradientsArguments& arguments,
-                    cudaStream_t stream);
+                    Stream stream);
 
 }  // namespace rnnkernels::cuda

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../../csrc/cuda/schedules/backward.h"
@@ -51,14 +52,32 @@ struct Precision<cuda::Tf32x3Product> {
 };
 
 template <class S>
+S stored(double x) {
+  if constexpr (std::is_same_v<S, double>) {
+    return x;
+  } else {
+    return device::round_to<S>(float(x));
+  }
+}
+
+template <class S>
+double value(S x) {
+  if constexpr (std::is_same_v<S, double>) {
+    return x;
+  } else {
+    return device::to_float(x);
+  }
+}
+
+template <class S>
 double rounded(double x) {
-  return device::to_float(device::round_to<S>(float(x)));
+  return value(stored<S>(x));
 }
 
 template <class S>
 std::vector<S> tensor(const Values& values) {
   std::vector<S> result;
-  for (const double x : values) result.push_back(device::round_to<S>(float(x)));
+  for (const double x : values) result.push_back(stored<S>(x));
   return result;
 }
 
@@ -72,7 +91,7 @@ std::vector<S> poisoned(size_t count) {
 template <class S>
 Values values(const std::vector<S>& from) {
   Values result;
-  for (const S x : from) result.push_back(device::to_float(x));
+  for (const S x : from) result.push_back(value(x));
   return result;
 }
 
@@ -84,6 +103,7 @@ struct Shape {
   bool packed;
   int ctas;  // that share the units
   bool biases = true, gradients_of_states = true, save = true;
+  int projection = 0;
   int slices_at_once = 1;  // of a grid
 };
 
@@ -103,6 +123,7 @@ Problem problem(bool lstm, const Shape& shape, uint64_t seed) {
   p.batch = shape.batch;
   p.hidden = shape.hidden;
   p.directions = shape.directions;
+  p.projection = shape.projection;
   if (shape.packed) {
     int64_t active = shape.batch;
     for (int64_t t = 0; t < shape.steps; ++t) {
@@ -110,21 +131,22 @@ Problem problem(bool lstm, const Shape& shape, uint64_t seed) {
       active = random.integer(std::max<int64_t>(1, active - 3), active);
     }
   }
-  const int64_t h = shape.hidden, gates = p.gates(), states = shape.directions * shape.batch * h;
+  const int64_t h = shape.hidden, width = p.width(), gates = p.gates(), rows = shape.directions * shape.batch;
   for (int d = 0; d < shape.directions; ++d) {
     p.projected[d] = uniform(p.rows() * gates * h, 2.0);  // representable in S, too
-    p.w_hh[d] = uniform(gates * h * h, 2.0 / std::sqrt(double(h)));
+    p.w_hh[d] = uniform(gates * h * width, 2.0 / std::sqrt(double(width)));
+    if (shape.projection > 0) p.w_hr[d] = uniform(width * h, 2.0 / std::sqrt(double(h)));
     if (shape.biases) {
       p.b_ih[d] = uniform(gates * h, 0.5);
       p.b_hh[d] = uniform(gates * h, 0.5);
     }
   }
-  p.h0 = uniform(states, 1.0);
-  p.c0 = uniform(states, 1.0);
-  p.grad_output = uniform(p.rows() * shape.directions * h, 1.0);
+  p.h0 = uniform(rows * width, 1.0);
+  p.c0 = uniform(rows * h, 1.0);
+  p.grad_output = uniform(p.rows() * shape.directions * width, 1.0);
   const double scale = shape.gradients_of_states ? 1.0 : 0.0;
-  p.grad_h_n = uniform(states, scale);
-  p.grad_c_n = uniform(states, scale);
+  p.grad_h_n = uniform(rows * width, scale);
+  p.grad_c_n = uniform(rows * h, scale);
   return p;
 }
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORWARD, BACKWARD = "csrc/cuda/schedules/forward.h", "csrc/cuda/schedules/backward.h"
+STEPS, STEP_ORDER = "csrc/cuda/schedules/stepwise.h", "csrc/cuda/stepwise.cpp"
 EXCHANGE, LAYOUT = "csrc/cuda/schedules/exchange.h", "csrc/cuda/schedules/layout.h"
 
 
@@ -26,6 +27,7 @@ class Mutation:
     old: str
     new: str
     ways: tuple[str, ...] = ("numbers and rules", "ThreadSanitizer")  # the cheapest first
+    test: tuple[str, ...] = ("tests/emulation/test_mutant.cpp",)  # sources of the program that is to notice
 
 
 MUTATIONS = [
@@ -95,12 +97,28 @@ MUTATIONS = [
     ),
 ]
 
+# Kernels of a step share nothing and run one after another: what can go wrong is what they read and write, and the order.
+STEP_TEST = ("tests/emulation/test_stepwise.cpp", STEP_ORDER)
+MUTATIONS += [
+    Mutation(name, file, old, new, ("numbers and rules",), STEP_TEST)
+    for name, file, old, new in [
+        ("the other direction's product", STEPS, "p.product) + (at.direction * s.batch + at.row)", "p.product) + at.row"),
+        ("states of rows that are not active", STEPS, "  if (at.row >= step.active) return;", "  if (at.row >= s.batch) return;"),
+        ("d(h) not handed on", STEPS, "if (direct != nullptr) direct[at.index] = dh;", ""),
+        ("a product that nobody made", STEPS, "if (at.row < p.known[at.direction])", "if (at.row < s.batch)"),
+        ("gradients of the wrong side", STEPS, "gradient.gates[Cell::hidden_side(gate)]", "gradient.gates[gate]"),
+        ("the state after instead of before", STEP_ORDER, "order.rows(d, i - 1)", "order.rows(d, i)"),
+        ("the output's gradient in the other order", STEP_ORDER, "order.time(d, i) *", "i *"),
+        ("no product for the last step back", STEP_ORDER, "dh.known[d] = step.step[d].active;\n  }", "dh.known[d] = 0;\n  }"),
+    ]
+]
+
 RUNTIME = ["csrc/emulation/runtime.cpp", "csrc/emulation/collectives.cpp"]
 MAIN = ["tests/cpp/main.cpp", "csrc/cpu/dispatch.cpp"]
-FLAGS = ["-std=c++17", "-O1", "-g1", "-DRNNKERNELS_EMULATION_GUARDS"]
-# Flags of the kernels, then of the runtime.
+FLAGS = ["-std=c++17", "-O1", "-g1", "-DRNNKERNELS_EMULATION_GUARDS", "-DRNNKERNELS_TEST_FEW"]
+# Flags of the kernels, then of the runtime. Where nothing is instrumented, compiling is what takes long.
 WAYS = {
-    "numbers and rules": ([], []),
+    "numbers and rules": (["-O0", "-g0"], []),
     "AddressSanitizer": (["-fsanitize=address"], ["-fsanitize=address"]),
     "ThreadSanitizer": (["-fsanitize=thread"], ["-DRNNKERNELS_EMULATION_TSAN"]),
 }
@@ -125,12 +143,12 @@ class Suite:
             self.common[way] = compile_objects(compiler, root, RUNTIME, runtime, directory)
             self.common[way] += compile_objects(compiler, root, MAIN, kernels, directory)
 
-    def notices(self, way, tree):
-        """What the tests of this tree print when they fail, or None when they pass."""
+    def notices(self, way, tree, test=Mutation.test):
+        """What a test of this tree prints when it fails, or None when it passes."""
         kernels, _ = WAYS[way]
-        program = tree / way.replace(" ", "_")
-        source = tree / "tests/emulation/test_mutant.cpp"
-        subprocess.run([self.compiler, *FLAGS, *kernels, source, *self.common[way], "-o", program], check=True)
+        program = tree / (way.replace(" ", "_") + Path(test[0]).stem)
+        sources = [tree / source for source in test]
+        subprocess.run([self.compiler, *FLAGS, *kernels, *sources, *self.common[way], "-o", program], check=True)
         command = ["setarch", "-R", program] if way == "ThreadSanitizer" else [program]
         environment = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
         result = subprocess.run(
@@ -158,7 +176,7 @@ class Suite:
         index, mutation = item
         tree = self.tree(mutation, index)
         for way in mutation.ways:
-            noticed = self.notices(way, tree)
+            noticed = self.notices(way, tree, mutation.test)
             if noticed is not None:
                 return f"{mutation.name}: caught by {way}: {noticed}", True
         return f"{mutation.name}: NOT caught", False
@@ -176,6 +194,9 @@ def main():
             noticed = suite.notices(way, whole)
             if noticed is not None:
                 sys.exit(f"the kernels as they are fail by {way}: {noticed}")
+        noticed = suite.notices("numbers and rules", whole, STEP_TEST)
+        if noticed is not None:
+            sys.exit(f"the steps as they are fail: {noticed}")
         results = list(pool.map(suite.try_one, enumerate(MUTATIONS)))
     for line, _ in results:
         print(line)

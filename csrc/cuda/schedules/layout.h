@@ -35,12 +35,6 @@ struct Tile {
 // Rows of operands are this far apart: eight lanes that read two rows at once, 16 bytes each, meet all 32 banks.
 RNN_HOST_DEVICE constexpr int operand_stride(int windows) { return (windows + (windows % 2 == 0 ? 1 : 0)) * kWindowBytes; }
 
-// A step's rows, and where the first of the slice lies among all steps' rows.
-struct StepRows {
-  int64_t first;
-  int active;
-};
-
 // Hands out shared memory; from a null base it only counts.
 class Carver {
  public:
