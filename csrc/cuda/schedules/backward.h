@@ -100,6 +100,10 @@ struct BackwardShared {
     return Tile::kDirect ? GridScatter::folds(division.warps * kLanes, partition.units, Tile::kRows)
                          : partition.ctas * division.parts;
   }
+  // Of global memory in which CTAs of a grid meet, per direction and slice.
+  RNN_HOST_DEVICE static int64_t exchange_bytes(const Partition& partition) {
+    return GridScatter::bytes(partition, Division(partition).parts, Tile::kRows);
+  }
 };
 
 // Bias gradients are summed over this many steps in registers, then added up: one running sum over all steps exceeds the
