@@ -32,6 +32,8 @@ class Rule(NamedTuple):
 
 
 _CLOCK = ("clock_rate",)
+_CACHE = ("global_rate", 1 << 12)  # KiB: from the second-level cache
+_PROCESSORS = ("multiprocessors",)  # of the hardware, not measured
 
 #: Exchanges in clusters of 8: bytes that leave each CTA for the others -> the mechanism.
 _EXCHANGES = {vectors * 16 * 7: ("cluster_exchange", 8, vectors, 15) for vectors in (8, 64, 128)}
@@ -51,8 +53,8 @@ def _as_it_is(*mechanism: Any) -> Rule:
 
 def _clusters(n: int) -> Rule:
     """What a GPU of 132 multiprocessors would have at once."""
-    mechanism, count = ("resident_clusters", n, 200), ("multiprocessors",)
-    return Rule((mechanism, count), lambda m: m[mechanism] * 132 / m[count])
+    mechanism = ("resident_clusters", n, 200)
+    return Rule((mechanism, _PROCESSORS), lambda m: m[mechanism] * 132 / m[_PROCESSORS])
 
 
 def _exchange_line(m: Measured) -> tuple[float, float]:
@@ -70,11 +72,13 @@ RULES = {
     "shared_bytes_per_cycle": _per_cycle("shared_rate", 256),
     "remote_latency": Rule(_OF_EXCHANGES, lambda m: _exchange_line(m)[1]),
     "remote_bytes_per_cycle": Rule(_OF_EXCHANGES, lambda m: 1 / _exchange_line(m)[0]),
+    "hand_over": _cycles("word_latency"),
+    "cache_bytes_per_cycle": Rule((_CLOCK, _CACHE, _PROCESSORS), lambda m: m[_CACHE] / m[_CLOCK] / m[_PROCESSORS]),
     "cta_barrier": _cycles("cta_barrier", 256),
     "cell_latency": _cycles("cell_latency_lstm"),
     **{f"clusters_of_{n}": _clusters(n) for n in (2, 4, 8, 16)},
     "stepwise_launches": _as_it_is("library_step", 256, 16),
-    "stepwise_bytes_per_microsecond": _as_it_is("global_rate", 1 << 12),
+    "stepwise_bytes_per_microsecond": _as_it_is(*_CACHE),
 }
 
 
@@ -90,7 +94,7 @@ def run(directory: Path, write: bool, path: Path = COSTS) -> str:
         raise NothingToFit(f"{directory} has no mechanisms.json and machine.json: run the stages machine, build and mechanisms")
     before = read_costs(path.read_text(encoding="utf-8"))
     hardware = next(row for row in files["machine"]["rows"] if row["key"] == "hardware")
-    found = measured(mechanisms) | {("multiprocessors",): hardware["multi_processor_count"]}
+    found = measured(mechanisms) | {_PROCESSORS: hardware["multi_processor_count"]}
     after, left = fitted(before, found)
     steps = list(measured_steps(files["speed"] or {"rows": []}, hardware))
     if steps and not {"cycles_per_microsecond", "cell_latency"} & set(left):
@@ -156,7 +160,7 @@ def measured_steps(speed: dict[str, Any], hardware: Row) -> Iterator[Step]:
     for row in speed["rows"]:
         choice = row.get("plan", {}).get("cuda", {}).get("forward", {})
         alone = row.get("results", {}).get("cuda plan", {}).get("us_per_step_alone")
-        if alone is None or row["case"]["mode"] != "inference" or choice["schedule"] not in ("one CTA", "cluster"):
+        if alone is None or row["case"]["mode"] != "inference" or choice["schedule"] not in ("one CTA", "cluster", "grid"):
             continue
         yield Step(alone, {**_layer(row), **device, "tile": choice["tile"], "ctas": choice["ctas"]})
 

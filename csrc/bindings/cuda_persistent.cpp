@@ -21,6 +21,17 @@ struct Packed {
   }
 };
 
+// Where CTAs of a grid meet; nothing for other schedules.
+struct Meeting {
+  Tensor exchange, flags;
+
+  Meeting(const Layer& layer, const Plan& plan) : Meeting(layer, workspace(layer.request, plan)) {}
+
+ private:
+  Meeting(const Layer& layer, const Workspace& room)
+      : exchange(layer.empty({room.exchange_bytes}, ScalarType::Byte)), flags(layer.empty({room.flags}, ScalarType::Int)) {}
+};
+
 }  // namespace
 
 void persistent_forward(const Layer& layer, const Plan& plan, const std::vector<Tensor>& projected, bool save, Outputs& out) {
@@ -47,6 +58,9 @@ void persistent_forward(const Layer& layer, const Plan& plan, const std::vector<
     a.gates = out.gates.mutable_data_ptr();
     if (out.cells.has_value()) a.cells = out.cells->mutable_data_ptr<float>();
   }
+  const Meeting meeting(layer, plan);
+  a.exchange = meeting.exchange.mutable_data_ptr();
+  a.flags = static_cast<uint32_t*>(meeting.flags.mutable_data_ptr());
   launch(layer.request, plan, packed.arguments, a, layer.stream);
 }
 
@@ -79,6 +93,8 @@ void persistent_backward(const Layer& layer, const Plan& plan, const Gradients& 
   if (results.grad_q.has_value()) a.grad_q = results.grad_q->mutable_data_ptr();
   const Tensor grad_bias = layer.empty({s.directions, slices, kSavedGates, s.hidden}, ScalarType::Float);
   a.grad_bias = grad_bias.mutable_data_ptr<float>();
+  const Meeting meeting(layer, plan);
+  a.exchange = meeting.exchange.mutable_data_ptr();
   launch(layer.request, plan, packed.arguments, a, layer.stream);
 
   if (!needs_weights || !layer.flags.has_biases) return;

@@ -36,6 +36,11 @@ RNN_HOST_DEVICE void guard(unsigned char*) {}
 
 RNN_DEVICE int thread() { return int(threadIdx.x); }
 RNN_DEVICE int threads() { return int(blockDim.x); }
+// x, as something that the compiler knows nothing about.
+RNN_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 RNN_DEVICE int block_x() { return int(blockIdx.x); }
 RNN_DEVICE int block_y() { return int(blockIdx.y); }
 RNN_DEVICE int grid_x() { return int(gridDim.x); }

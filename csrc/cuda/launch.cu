@@ -29,17 +29,35 @@ const TileKernels& kernels_of(const Request& request, TileName tile) {
 
 std::string describe(const Request& request, const Plan& plan, const char* kernel, unsigned grid_x, unsigned grid_y) {
   return std::string(request.cell == CellName::kLstm ? "LSTM " : "GRU ") + kernel + " (" + name(plan.schedule) + ", " +
-         name(plan.tile) + " tile, grid " + std::to_string(grid_x) + " x " + std::to_string(grid_y) + ", clusters of " +
-         std::to_string(plan.partition.ctas) + ", " + std::to_string(plan.threads) + " threads, " +
+         name(plan.tile) + " tile, grid " + std::to_string(grid_x) + " x " + std::to_string(grid_y) + ", " +
+         std::to_string(plan.partition.ctas) + " CTAs together, " + std::to_string(plan.threads) + " threads, " +
          std::to_string(plan.shared_bytes) + " bytes of shared memory)";
 }
 
+const void* kernel_of(const TileKernels& kernels, Schedule schedule, int pass) {
+  switch (schedule) {
+    case Schedule::kOneCta: return kernels.one_cta[pass];
+    case Schedule::kCluster: return kernels.cluster[pass];
+    case Schedule::kGrid: return kernels.grid[pass];
+    case Schedule::kStepwise: break;
+  }
+  return nullptr;
+}
+
+// As schedules/grid.h expects it.
+void initialise(const ForwardArguments& arguments, const Workspace& room, Stream stream) {
+  check(cudaMemsetAsync(arguments.exchange, 0xff, size_t(room.exchange_bytes), stream), "emptying the exchange of a grid");
+  check(cudaMemsetAsync(arguments.flags, 0, size_t(room.flags) * sizeof(uint32_t), stream), "lowering the flags of a grid");
+}
+void initialise(const BackwardArguments& arguments, const Workspace& room, Stream stream) {
+  check(cudaMemsetAsync(arguments.exchange, 0, size_t(room.exchange_bytes), stream), "emptying the exchange of a grid");
+}
+
 template <class Arguments>
-void launch_pass(const Request& request, const Plan& plan, const PackArguments& pack, const Arguments& arguments,
-                 Stream stream) {
+void launch_pass(const Request& request, const Plan& plan, const PackArguments& pack, Arguments arguments, Stream stream) {
   const int pass = int(request.pass);
   const TileKernels& kernels = kernels_of(request, plan.tile);
-  const unsigned directions = unsigned(request.directions);
+  const unsigned directions = unsigned(request.directions), ctas = unsigned(plan.partition.ctas);
 
   const int64_t vectors = kernels.packed_count[pass](plan.partition);
   const dim3 pack_grid(unsigned((vectors + kThreads - 1) / kThreads), directions);
@@ -47,28 +65,40 @@ void launch_pass(const Request& request, const Plan& plan, const PackArguments& 
   check(cudaLaunchKernel(kernels.pack[pass], pack_grid, dim3(kThreads), pack_pointers, 0, stream),
         "launching the packing of weights");
 
-  const void* kernel = plan.partition.ctas == 1 ? kernels.one_cta[pass] : kernels.cluster[pass];
-  const unsigned slices = unsigned((request.batch + plan.rows - 1) / plan.rows), grid_x = slices * unsigned(plan.partition.ctas);
-  const std::string what = describe(request, plan, request.pass == Pass::kForward ? "forward" : "backward", grid_x, directions);
-  if (kernel == nullptr) throw std::runtime_error("rnnkernels: " + what + " is not compiled");
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)),
-        "shared memory of " + what);
-  if (plan.partition.ctas > 8)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "the cluster of " + what);
+  const int slices = int((request.batch + plan.rows - 1) / plan.rows);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(grid_x, directions);
+  config.gridDim = dim3(unsigned(plan.slices_at_once) * ctas, directions);
   config.blockDim = dim3(unsigned(plan.threads));
   config.dynamicSmemBytes = size_t(plan.shared_bytes);
   config.stream = stream;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {unsigned(plan.partition.ctas), 1, 1};
-  if (plan.partition.ctas > 1) {
-    config.attrs = &cluster;
-    config.numAttrs = 1;
+  const char* name_of_pass = request.pass == Pass::kForward ? "forward" : "backward";
+  const std::string what = describe(request, plan, name_of_pass, config.gridDim.x, directions);
+  const void* kernel = kernel_of(kernels, plan.schedule, pass);
+  if (kernel == nullptr) throw std::runtime_error("rnnkernels: " + what + " is not compiled");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)),
+        "shared memory of " + what);
+
+  cudaLaunchAttribute together{};
+  if (plan.schedule == Schedule::kCluster) {
+    if (ctas > 8)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "the cluster of " + what);
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim = {ctas, 1, 1};
+  } else {
+    // CTAs that wait for each other must all be resident: the driver refuses what would hang.
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
   }
-  void* pointers[] = {const_cast<Arguments*>(&arguments)};
-  check(cudaLaunchKernelExC(&config, kernel, pointers), "launching " + what);
+  config.attrs = &together;
+  config.numAttrs = plan.schedule == Schedule::kOneCta ? 0 : 1;
+  if (plan.schedule == Schedule::kGrid) initialise(arguments, workspace(request, plan), stream);
+
+  void* pointers[] = {&arguments};
+  for (int first = 0; first < slices; first += plan.slices_at_once) {
+    arguments.first_slice = first;
+    config.gridDim.x = unsigned(std::min(plan.slices_at_once, slices - first)) * ctas;
+    check(cudaLaunchKernelExC(&config, kernel, pointers), "launching " + what);
+  }
 }
 
 // Clusters of 16 lie within one group of multiprocessors, which not every GPU has whole: the driver knows.
@@ -116,6 +146,14 @@ const DeviceLimits& device_limits(int device) {
 
 int64_t packed_bytes(const Request& request, const Plan& plan) {
   return kernels_of(request, plan.tile).packed_count[int(request.pass)](plan.partition) * int64_t(sizeof(Vector16));
+}
+
+Workspace workspace(const Request& request, const Plan& plan) {
+  if (plan.schedule != Schedule::kGrid) return {0, 0};
+  const int64_t meetings = (request.batch + plan.rows - 1) / plan.rows * request.directions;
+  const int pass = int(request.pass);
+  return {meetings * kernels_of(request, plan.tile).exchange_bytes[pass](plan.partition),
+          request.pass == Pass::kForward ? meetings * plan.partition.ctas : 0};
 }
 
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments,

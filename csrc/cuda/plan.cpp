@@ -13,8 +13,9 @@
 namespace rnnkernels::cuda {
 namespace {
 
-constexpr std::initializer_list<Schedule> kSchedules = {Schedule::kOneCta, Schedule::kCluster, Schedule::kStepwise};
+constexpr std::initializer_list<Schedule> kSchedules = {Schedule::kOneCta, Schedule::kCluster, Schedule::kGrid, Schedule::kStepwise};
 constexpr std::initializer_list<TileName> kTiles = {TileName::kNarrow, TileName::kBroad, TileName::kTall, TileName::kDeep};
+constexpr std::initializer_list<TileName> kGridTiles = {TileName::kThin, TileName::kEven, TileName::kWide};
 constexpr int64_t kLargestHidden = 4096;  // beyond it no tile fits anyway; keeps the sizes below within an int
 
 // What estimates need to know of a tile in a partition.
@@ -26,6 +27,7 @@ struct Layout {
   int64_t windows_per_tile;  // of a warp
   int64_t register_windows;  // windows times tiles of 16 rows that cost no shared memory traffic
   int64_t weight_windows;    // windows times tiles of 16 rows, all
+  int parts;                 // of K, backward: a CTA's shares of each d(h)
 };
 
 template <class Cell, class Product, class Tile>
@@ -36,13 +38,13 @@ Layout layout_of(Pass pass, const Partition& partition) {
     using Shared = ForwardShared<Cell, Product, Tile>;
     const int64_t tiles = Own::kMatrixTiles, windows = Shared::most_windows(partition);
     return {Own::kUnits, Tile::kSplits, Tile::kRows, Shared(nullptr, partition).bytes, warps, tiles * Tile::kColumnTiles, windows,
-            tiles * std::min<int64_t>(windows, Tile::kForwardWindows), tiles * windows};
+            tiles * std::min<int64_t>(windows, Tile::kForwardWindows), tiles * windows, 1};
   }
   const BackwardDivision<Cell, Product, Tile> division(partition);
   const int64_t tiles = int64_t(division.passes) * Tile::kBackwardTiles, windows = division.most_windows();
   return {Own::kUnits, Tile::kSplits, Tile::kRows, BackwardShared<Cell, Product, Tile>(nullptr, partition).bytes, warps,
           tiles * Tile::kColumnTiles, windows, Tile::kBackwardTiles * std::min<int64_t>(windows, Tile::kBackwardWindows),
-          tiles * windows};
+          tiles * windows, division.parts};
 }
 
 template <class Cell, class Product>
@@ -52,6 +54,9 @@ Layout layout_of(TileName tile, Pass pass, const Partition& partition) {
     case TileName::kNarrow: return layout_of<Cell, Product, typename Shipped::Narrow>(pass, partition);
     case TileName::kBroad: return layout_of<Cell, Product, typename Shipped::Broad>(pass, partition);
     case TileName::kTall: return layout_of<Cell, Product, typename Shipped::Tall>(pass, partition);
+    case TileName::kThin: return layout_of<Cell, Product, typename Shipped::Thin>(pass, partition);
+    case TileName::kEven: return layout_of<Cell, Product, typename Shipped::Even>(pass, partition);
+    case TileName::kWide: return layout_of<Cell, Product, typename Shipped::Wide>(pass, partition);
     case TileName::kDeep: break;
   }
   return layout_of<Cell, Product, typename Shipped::Deep>(pass, partition);
@@ -73,7 +78,15 @@ Layout layout_of(const Request& request, TileName tile, const Partition& partiti
   return request.cell == CellName::kLstm ? layout_of<Lstm>(request, tile, partition) : layout_of<Gru>(request, tile, partition);
 }
 
-// What recurrence.cu compiles: the broad tile is for one CTA alone, the tall and deep ones are for clusters.
+bool is_of_grid(TileName tile) { return tile == TileName::kThin || tile == TileName::kEven || tile == TileName::kWide; }
+
+// See tiles.h.
+bool is_compiled_for_grid(const Request& request, TileName tile) {
+  if (tile == TileName::kThin) return request.cell == CellName::kLstm;
+  return tile == TileName::kEven || request.product == ProductName::kBFloat16 || request.product == ProductName::kFloat16;
+}
+
+// What recurrence.cu compiles of the others: the broad tile is for one CTA alone, the tall and deep ones are for clusters.
 bool is_compiled(TileName tile, int ctas) {
   if (tile == TileName::kNarrow) return true;
   return (tile == TileName::kBroad) == (ctas == 1);
@@ -116,6 +129,28 @@ double estimate(const Request& request, const DeviceLimits& device, const Partit
   return double(int64_t((clusters + at_once - 1) / at_once)) * cycles / costs.cycles_per_microsecond;
 }
 
+// The same for a grid: forward, a CTA reads h of all units while it multiplies; backward, it writes a share of d(h) for all units
+// and reads as many of its own. Rows that the batch does not have cost products, but no bytes between CTAs.
+double estimate_grid(const Request& request, const Partition& partition, const Layout& layout, int slices_at_once,
+                     const Costs& costs) {
+  const bool half = request.product == ProductName::kBFloat16 || request.product == ProductName::kFloat16;
+  const bool backward = request.pass == Pass::kBackward;
+  const double instructions = request.product == ProductName::kTf32x3 ? 6 : 2;
+  const double products = double(layout.warps * layout.tiles_per_warp * layout.windows_per_tile) * instructions;
+  const double chain = double(layout.windows_per_tile) * instructions * costs.product_latency;
+  const double weights = double(layout.warps * (layout.weight_windows - layout.register_windows)) * 1024;
+  const double multiply = std::max({products / costs.products_per_cycle, chain, weights / costs.shared_bytes_per_cycle});
+  const double rows = double(std::min<int64_t>(layout.rows, request.batch)), units = double(partition.ctas) * partition.units;
+  const double moved = units * rows * (backward ? 4.0 * layout.parts : half ? 2 : 4) / costs.cache_bytes_per_cycle;
+  // Forward, parts of sums go through shared memory.
+  const double parts = double(layout.warps * layout.tiles_per_warp) * 512 / costs.shared_bytes_per_cycle;
+  const double elements = double(partition.units) * layout.rows, special = request.cell == CellName::kLstm ? 10 : 6;
+  const double step = backward ? 2 * costs.cta_barrier + 2 * moved + multiply
+                               : costs.cta_barrier + std::max(moved, multiply) + 2 * parts;
+  const double cycles = costs.hand_over + step + costs.cell_latency + elements * special / 16 + costs.rest;
+  return double(divide_up(divide_up(request.batch, layout.rows), slices_at_once)) * cycles / costs.cycles_per_microsecond;
+}
+
 // Bytes of an element, and operations per microsecond of a library's product.
 struct Rate {
   double bytes, operations;
@@ -143,22 +178,54 @@ double estimate_stepwise(const Request& request) {
 }
 
 Plan stepwise(const Request& request, std::string reason) {
-  return {Schedule::kStepwise, TileName::kNarrow, {1, 0}, 0, 0, 0, estimate_stepwise(request), false, std::move(reason)};
+  return {Schedule::kStepwise, TileName::kNarrow, {1, 0}, 0, 0, 0, 0, estimate_stepwise(request), false, std::move(reason)};
 }
 
 std::string describe(const Plan& plan) {
-  char text[160];
+  char text[200];
   if (plan.schedule == Schedule::kStepwise) {
     std::snprintf(text, sizeof text, "stepwise, about %.1f us per step", plan.microseconds);
   } else {
-    std::snprintf(text, sizeof text, "%s of %d CTA%s, %s tile, %d units each, slices of %d, about %.2f us per step",
+    const std::string at_once = plan.schedule == Schedule::kGrid ? ", " + std::to_string(plan.slices_at_once) + " at once" : "";
+    std::snprintf(text, sizeof text, "%s of %d CTA%s, %s tile, %d units each, slices of %d%s, about %.2f us per step",
                   name(plan.schedule), plan.partition.ctas, plan.partition.ctas == 1 ? "" : "s", name(plan.tile),
-                  plan.partition.units, plan.rows, plan.microseconds);
+                  plan.partition.units, plan.rows, at_once.c_str(), plan.microseconds);
   }
   return text;
 }
 
+Plan too_large(const Request& request, const DeviceLimits& device, int64_t shared_bytes) {
+  return stepwise(request, "it needs " + std::to_string(shared_bytes) + " bytes of shared memory of " +
+                               std::to_string(device.shared_bytes));
+}
+
+Plan grid_plan_of(const Request& request, const DeviceLimits& device, TileName tile, const Costs& costs) {
+  if (!is_compiled_for_grid(request, tile))
+    return stepwise(request, std::string("the ") + name(tile) + " tile is not compiled for this cell and dtype");
+  if (request.hidden > kLargestHidden) return stepwise(request, "the weights are larger than any grid's memory");
+  Partition partition{2, 32};
+  partition.units = layout_of(request, tile, partition).units_of_warp;
+  partition.ctas = int(divide_up(request.hidden, partition.units));
+  if (partition.ctas < 2) return stepwise(request, "one CTA has all units");
+  const int all = partition.ctas * request.directions;
+  if (all > device.multiprocessors)
+    return stepwise(request, std::to_string(all) + " CTAs are more than the " + std::to_string(device.multiprocessors) +
+                                 " multiprocessors run at once");
+  const Layout layout = layout_of(request, tile, partition);
+  if (layout.shared_bytes > device.shared_bytes) return too_large(request, device, layout.shared_bytes);
+  const int slices = int(std::min<int64_t>(divide_up(request.batch, layout.rows), device.multiprocessors / all));
+  Plan plan{Schedule::kGrid, tile, partition, layout.rows, slices, layout.warps * kLanes, layout.shared_bytes,
+            estimate_grid(request, partition, layout, slices, costs), false, ""};
+  plan.reason = describe(plan);
+  return plan;
+}
+
 // Whose refusal says most about why nothing was found.
+TileName tile_in_question(const Wish& wish) {
+  if (wish.tile.has_value()) return *wish.tile;
+  return wish.ctas == 0 && wish.schedule.value_or(Schedule::kGrid) == Schedule::kGrid ? TileName::kEven : TileName::kNarrow;
+}
+
 int ctas_in_question(const DeviceLimits& device, const Wish& wish) {
   if (wish.ctas != 0) return wish.ctas;
   if (wish.schedule == Schedule::kOneCta) return 1;
@@ -171,6 +238,7 @@ const char* name(Schedule schedule) {
   switch (schedule) {
     case Schedule::kOneCta: return "one CTA";
     case Schedule::kCluster: return "cluster";
+    case Schedule::kGrid: return "grid";
     case Schedule::kStepwise: break;
   }
   return "stepwise";
@@ -181,6 +249,9 @@ const char* name(TileName tile) {
     case TileName::kNarrow: return "narrow";
     case TileName::kBroad: return "broad";
     case TileName::kTall: return "tall";
+    case TileName::kThin: return "thin";
+    case TileName::kEven: return "even";
+    case TileName::kWide: return "wide";
     case TileName::kDeep: break;
   }
   return "deep";
@@ -197,6 +268,7 @@ Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, 
   if (request.projected) return stepwise(request, "persistent schedules have no projected state");
   if (request.product == ProductName::kFloat64) return stepwise(request, "persistent schedules do not multiply in float64");
   if (device.compute_capability < 80) return stepwise(request, "the tensor cores of compute capability 8.0 are needed");
+  if (is_of_grid(tile)) return grid_plan_of(request, device, tile, costs);
   if (ctas > 1 && device.compute_capability < 90) return stepwise(request, "clusters need compute capability 9.0");
   if (ctas > device.most_cluster)
     return stepwise(request, "clusters of " + std::to_string(ctas) + " CTAs are not available here");
@@ -210,10 +282,9 @@ Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, 
   if (layout.warps > kMostWarps)
     return stepwise(
         request, std::to_string(partition.units) + " units per CTA are more than " + std::to_string(kMostWarps) + " warps hold");
-  if (layout.shared_bytes > device.shared_bytes)
-    return stepwise(request, "it needs " + std::to_string(layout.shared_bytes) + " bytes of shared memory of " +
-                                 std::to_string(device.shared_bytes));
-  Plan plan{ctas == 1 ? Schedule::kOneCta : Schedule::kCluster, tile, partition, layout.rows, layout.warps * kLanes,
+  if (layout.shared_bytes > device.shared_bytes) return too_large(request, device, layout.shared_bytes);
+  const int slices = int(divide_up(request.batch, layout.rows));
+  Plan plan{ctas == 1 ? Schedule::kOneCta : Schedule::kCluster, tile, partition, layout.rows, slices, layout.warps * kLanes,
             layout.shared_bytes, estimate(request, device, partition, layout, costs), false, ""};
   plan.reason = describe(plan);
   return plan;
@@ -226,6 +297,10 @@ std::vector<Plan> candidates(const Request& request, const DeviceLimits& device)
       Plan plan = plan_of(request, device, tile, ctas);
       if (plan.schedule != Schedule::kStepwise) plans.push_back(std::move(plan));
     }
+  }
+  for (const TileName tile : kGridTiles) {
+    Plan plan = plan_of(request, device, tile, 0);
+    if (plan.schedule != Schedule::kStepwise) plans.push_back(std::move(plan));
   }
   plans.push_back(stepwise(request, ""));
   plans.back().reason = describe(plans.back());
@@ -242,8 +317,9 @@ Wish wish_for(const std::string& schedule, const std::string& tile, int ctas) {
   Wish wish;
   for (const Schedule known : kSchedules)
     if (schedule == name(known)) wish.schedule = known;
-  for (const TileName known : kTiles)
-    if (tile == name(known)) wish.tile = known;
+  for (const auto tiles : {kTiles, kGridTiles})
+    for (const TileName known : tiles)
+      if (tile == name(known)) wish.tile = known;
   if (!schedule.empty() && !wish.schedule.has_value()) throw std::invalid_argument("there is no CUDA schedule " + schedule);
   if (!tile.empty() && !wish.tile.has_value()) throw std::invalid_argument("there is no tile " + tile);
   wish.ctas = ctas;
@@ -283,7 +359,7 @@ Plan choose(const Request& request, const DeviceLimits& device, const std::vecto
     best->reason = (wish.any() ? "asked for: " : "estimated to be fastest: ") + describe(*best);
     return *best;
   }
-  const Plan nearby = plan_of(request, device, wish.tile.value_or(TileName::kNarrow), ctas_in_question(device, wish));
+  const Plan nearby = plan_of(request, device, tile_in_question(wish), ctas_in_question(device, wish));
   const bool fits = nearby.schedule != Schedule::kStepwise;
   const std::string reason = fits ? "no schedule is all of what was asked for" : nearby.reason;
   Plan plan = stepwise(request, "");

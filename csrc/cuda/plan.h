@@ -15,8 +15,8 @@ enum class CellName { kLstm, kGru };
 // Of tensors' dtypes; float32 is multiplied as one product of tf32 or as three, as torch's switch for recurrent layers says.
 enum class ProductName { kBFloat16, kFloat16, kTf32, kTf32x3, kFloat64 };
 enum class Pass { kForward, kBackward };
-enum class Schedule { kOneCta, kCluster, kStepwise };
-enum class TileName { kNarrow, kBroad, kTall, kDeep };
+enum class Schedule { kOneCta, kCluster, kGrid, kStepwise };
+enum class TileName { kNarrow, kBroad, kTall, kDeep, kThin, kEven, kWide };
 
 struct DeviceLimits {
   int compute_capability;    // 90 for 9.0
@@ -39,6 +39,7 @@ struct Plan {
   TileName tile;        // of the persistent schedules
   Partition partition;  // likewise
   int rows;             // of a batch slice
+  int slices_at_once;   // of the grid, whose CTAs wait for each other: more slices are further launches. Otherwise all
   int threads;          // of a CTA
   int64_t shared_bytes;
   double microseconds;  // per step, estimated
@@ -55,7 +56,7 @@ struct Measured {
   int64_t hidden, batch;
   Schedule schedule;
   TileName tile;
-  int ctas;
+  int ctas;  // of the grid: any, they follow from the tile
 };
 
 // What somebody who measures or tests asks for instead of the fastest.
@@ -82,7 +83,8 @@ Plan choose(const Request& request, const DeviceLimits& device, const std::vecto
 // Every plan that fits: the persistent ones, fewest CTAs first, and stepwise.
 std::vector<Plan> candidates(const Request& request, const DeviceLimits& device);
 
-// The plan for exactly this schedule; schedule is kStepwise, with the reason, where it does not fit.
+// The plan for exactly this schedule; schedule is kStepwise, with the reason, where it does not fit. Tiles of the grid have as
+// many CTAs as the units take, whatever `ctas` says.
 Plan plan_of(const Request& request, const DeviceLimits& device, TileName tile, int ctas, const Costs& costs = {});
 
 const char* name(Schedule schedule);

@@ -18,7 +18,9 @@ struct TileKernels {
   const void* pack[2];  // by Pass
   const void* one_cta[2];
   const void* cluster[2];
+  const void* grid[2];
   int64_t (*packed_count[2])(const Partition&);  // 16-byte vectors of packed weights of one direction
+  int64_t (*exchange_bytes[2])(const Partition&);  // where CTAs of a grid meet: of one direction of one slice
 };
 
 // By TileName. One translation unit per cell and product: recurrence.cu.
@@ -30,6 +32,12 @@ const DeviceLimits& device_limits(int device);
 
 // Bytes of a direction's packed weights, for arguments.packed.
 int64_t packed_bytes(const Request& request, const Plan& plan);
+
+// For arguments.exchange and .flags: of the grid, else nothing. Launching initialises them.
+struct Workspace {
+  int64_t exchange_bytes, flags;
+};
+Workspace workspace(const Request& request, const Plan& plan);
 
 // Packs the weights and runs the recurrence of the whole sequence.
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments,

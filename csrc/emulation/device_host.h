@@ -35,6 +35,7 @@ inline void guard([[maybe_unused]] unsigned char* begin) {
 
 inline int thread() { return emulation::here().thread; }
 inline int threads() { return emulation::here().threads; }
+inline int opaque(int x) { return x; }
 inline int block_x() { return emulation::here().block_x; }
 inline int block_y() { return emulation::here().block_y; }
 inline int grid_x() { return emulation::here().grid_x; }

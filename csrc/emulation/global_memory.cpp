@@ -4,8 +4,13 @@
 
 namespace rnnkernels::emulation {
 
+void join(Knowledge& knowledge, const Knowledge& other) {
+  if (knowledge.size() < other.size()) knowledge.resize(other.size());
+  for (size_t i = 0; i < other.size(); ++i) knowledge[i] = std::max(knowledge[i], other[i]);
+}
+
 void GlobalMemory::store(View& writer, uint32_t* word, uint32_t value) {
-  pending_[word].push_back({&writer, writer.cta, writer.barriers, value});
+  pending_[word].push_back({&writer, writer.barriers, value});
   order_.push_back(word);
 }
 
@@ -19,17 +24,18 @@ uint32_t GlobalMemory::load(View& reader, const uint32_t* word, bool older) {
   const auto history = history_.find(word);
   if (history == history_.end()) return *word;
   int64_t& seen = reader.seen[word];
-  const int64_t arrival = history->second.arrival;
-  if (older && arrival > reader.known && arrival > seen) return history->second.previous;
-  seen = arrival;
+  const History& last = history->second;
+  const int64_t known = last.cta < reader.known.size() ? reader.known[last.cta] : 0;
+  if (older && last.arrival > known && last.arrival > seen) return last.previous;
+  seen = last.arrival;
   return *word;
 }
 
 void GlobalMemory::arrive(uint32_t* word, std::deque<Pending>& pending) {
   const Pending store = pending.front();
   pending.pop_front();
-  history_[word] = {*word, ++arrivals_};
-  const_cast<View*>(store.writer)->seen[word] = arrivals_;
+  history_[word] = {*word, ++arrivals_, store.writer->cta};
+  store.writer->seen[word] = arrivals_;
   *word = store.value;
 }
 
@@ -44,7 +50,7 @@ void GlobalMemory::deliver(size_t index) {
 
 void GlobalMemory::release(View& writer, uint32_t* flag, uint32_t value) {
   const auto before = [&](const Pending& store) {
-    return store.writer == &writer || (store.cta == writer.cta && store.barriers < writer.barriers);
+    return store.writer == &writer || (store.writer->cta == writer.cta && store.barriers < writer.barriers);
   };
   for (auto entry = pending_.begin(); entry != pending_.end();) {
     auto& stores = entry->second;
@@ -55,14 +61,17 @@ void GlobalMemory::release(View& writer, uint32_t* flag, uint32_t value) {
     }
     entry = stores.empty() ? pending_.erase(entry) : std::next(entry);
   }
-  released_[flag] = arrivals_;
+  Knowledge own(writer.cta + 1);
+  own[writer.cta] = arrivals_;
+  join(own, writer.known);
+  released_[flag] = std::move(own);
   __atomic_store_n(flag, value, __ATOMIC_RELEASE);
 }
 
 uint32_t GlobalMemory::acquire(View& reader, const uint32_t* flag) {
   const uint32_t value = __atomic_load_n(flag, __ATOMIC_ACQUIRE);
   const auto released = released_.find(flag);
-  if (released != released_.end()) reader.known = std::max(reader.known, released->second);
+  if (released != released_.end()) join(reader.known, released->second);
   return value;
 }
 

@@ -1,6 +1,7 @@
-// Words of global memory that CTAs write and read while both run: a store arrives some time later, each of its 4 bytes words
-// by itself and in no order with others; a load may find what a word was before, unless the thread knows better. It does
-// when it has seen the newer value itself, or what it has acquired was released after that value had come.
+// Words of global memory that CTAs write and read while all of them run: a store arrives some time later, each of its words
+// of 4 bytes by itself and in no order with others; and a load may find what a word was before, unless the thread knows
+// better. It does when it has seen the newer value itself, or when that had come before its writer's CTA released something
+// that the thread, or whom it met at a barrier, has acquired.
 #pragma once
 
 #include <cstddef>
@@ -11,11 +12,15 @@
 
 namespace rnnkernels::emulation {
 
+// By CTA: of its stores, those that arrived up to this count have happened before.
+using Knowledge = std::vector<int64_t>;
+void join(Knowledge& knowledge, const Knowledge& other);
+
 // What one thread knows and has done.
 struct View {
-  const void* cta;              // whose barriers order its stores
-  unsigned barriers = 0;        // of the whole CTA that it has passed
-  int64_t known = 0;            // arrivals up to this one have happened before what it does next
+  size_t cta = 0;         // whose barriers order its stores
+  unsigned barriers = 0;  // of the whole CTA that it has passed
+  Knowledge known;
   std::unordered_map<const uint32_t*, int64_t> seen;  // the arrival whose value it has read
 };
 
@@ -36,21 +41,21 @@ class GlobalMemory {
 
  private:
   struct Pending {
-    const View* writer;
-    const void* cta;
+    View* writer;
     unsigned barriers;
     uint32_t value;
   };
   struct History {
     uint32_t previous;
     int64_t arrival;
+    size_t cta;  // of its writer
   };
   void arrive(uint32_t* word, std::deque<Pending>& pending);
 
   std::unordered_map<uint32_t*, std::deque<Pending>> pending_;  // values of a word arrive in the order they were stored
   std::vector<uint32_t*> order_;                                // a word per store in flight
   std::unordered_map<const uint32_t*, History> history_;
-  std::unordered_map<const uint32_t*, int64_t> released_;  // arrivals that a flag's value is released after
+  std::unordered_map<const uint32_t*, Knowledge> released_;  // with a flag's value
   int64_t arrivals_ = 0;
 };
 

@@ -41,7 +41,7 @@ struct Thread;
 struct Barrier {
   int expected = 0, arrived = 0;
   unsigned generation = 0;
-  int64_t known[2] = {};  // by those who came, of global memory
+  Knowledge known[2];  // of those who came
   char token[2] = {};
   std::vector<Thread*> waiting;
 };
@@ -272,7 +272,7 @@ void start(Cluster& cluster) {
       auto thread = std::make_unique<Thread>();
       thread->identity = Identity::create();
       thread->cta = cta.get();
-      thread->view.cta = cta.get();
+      thread->view.cta = size_t(cta->block_y * machine->launch.grid_x + cta->block_x);
       thread->warp = &cta->warps[size_t(t / kLanes)];
       thread->warp->barrier.expected = kLanes;
       thread->lane = t % kLanes;
@@ -339,9 +339,9 @@ void tear_down() {
 void wait_at(Barrier& barrier, const char* name) {
   const Bookkeeping bookkeeping;
   char* token = &barrier.token[barrier.generation & 1];
-  int64_t& known = barrier.known[barrier.generation & 1];
+  Knowledge& known = barrier.known[barrier.generation & 1];
   release(token);
-  known = std::max(known, current->view.known);
+  join(known, current->view.known);
   if (++barrier.arrived < barrier.expected) {
     barrier.waiting.push_back(current);
     block(name, &barrier);
@@ -353,7 +353,7 @@ void wait_at(Barrier& barrier, const char* name) {
     yield();
   }
   acquire(token);
-  current->view.known = std::max(current->view.known, known);
+  join(current->view.known, known);
   if (barrier.expected >= machine->launch.threads) ++current->view.barriers;
 }
 

@@ -103,8 +103,8 @@ struct Shape {
   bool packed;
   int ctas;  // that share the units
   bool biases = true, gradients_of_states = true, save = true;
-  int slices_at_once = 1;  // of a grid
   int projection = 0;
+  int slices_at_once = 1;  // of a grid
 };
 
 constexpr int64_t kSpinBound = 20000;
@@ -265,9 +265,9 @@ struct Layer {
     std::vector<cuda::Vector16> exchange;
     std::vector<uint32_t> flags;
     if constexpr (Tile::kDirect) {
-      const int windows = cuda::ForwardShared<Cell, Product, Tile>::all_windows(a.partition);
       const int64_t meetings = slices(shape) * p.directions;
-      exchange = poisoned<cuda::Vector16>(size_t(meetings * Exchange::Forward::bytes(Tile::kColumnTiles, windows) / 16));
+      const int64_t bytes = cuda::ForwardShared<Cell, Product, Tile>::template exchange_bytes<Exchange>(a.partition);
+      exchange = poisoned<cuda::Vector16>(size_t(meetings * bytes / 16));
       flags.resize(size_t(meetings * shape.ctas));
       a.exchange = exchange.data();
       a.flags = flags.data();
@@ -305,8 +305,8 @@ struct Layer {
     a.grad_c0 = data.grad_c0.data();
     std::vector<cuda::Vector16> exchange;
     if constexpr (Tile::kDirect) {
-      const int parts = cuda::BackwardDivision<Cell, Product, Tile>(a.partition).parts;
-      exchange.resize(size_t(slices(shape) * p.directions * Exchange::Backward::bytes(a.partition, parts, Tile::kRows) / 16));
+      const int64_t bytes = cuda::BackwardShared<Cell, Product, Tile>::exchange_bytes(a.partition);
+      exchange.resize(size_t(slices(shape) * p.directions * bytes / 16));
       a.exchange = exchange.data();
     }
     const cuda::BackwardShared<Cell, Product, Tile> shared(nullptr, a.partition);

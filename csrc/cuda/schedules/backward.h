@@ -100,6 +100,10 @@ struct BackwardShared {
     return Tile::kDirect ? GridScatter::folds(division.warps * kLanes, partition.units, Tile::kRows)
                          : partition.ctas * division.parts;
   }
+  // Of global memory in which CTAs of a grid meet, per direction and slice.
+  RNN_HOST_DEVICE static int64_t exchange_bytes(const Partition& partition) {
+    return GridScatter::bytes(partition, Division(partition).parts, Tile::kRows);
+  }
 };
 
 // Bias gradients are summed over this many steps in registers, then added up: one running sum over all steps exceeds the
@@ -138,6 +142,7 @@ class BackwardPass {
     if (length > 0) fetch(0);
     RNN_NO_UNROLL
     for (int64_t k = 0; k < length; ++k) {
+      if constexpr (Tile::kDirect) own_.find_again();
       if (k + 2 < length) prefetch(k + 2);
       if (k > 0) receive(k);
       exchange_.expect(k + 1, bytes);
@@ -155,6 +160,9 @@ class BackwardPass {
 
  private:
   static constexpr int kGroups = Own::kGroups, kTiles = Own::kTiles, kColumns = Own::kColumns, kGates = Cell::kGates;
+
+  // Of a pass, before they are sent.
+  using Products = float[Tile::kBackwardTiles][Tile::kColumnTiles][4];
 
   // What a step reads from global memory, asked for a step ahead. S, or float for c.
   struct Element {
@@ -180,6 +188,7 @@ class BackwardPass {
   // ---- Where things are in global memory -----------------------------------------------------------------------------
 
   RNN_DEVICE int hidden() const { return p_.sequence.hidden; }
+  RNN_DEVICE int units_of_cta() const { return Tile::kDirect ? Own::kUnits : p_.partition.units; }
   RNN_DEVICE int unit(int group) const { return first_unit_ + own_.unit(group); }
   RNN_DEVICE int64_t state_index(int tile, int column, int group) const {
     return (direction_ * p_.sequence.batch + first_row_ + own_.row(tile, column)) * hidden() + unit(group);
@@ -341,7 +350,7 @@ class BackwardPass {
   RNN_DEVICE float gradient_of_h(int64_t k, int tile, int column, int group) const {
     float sum = carry_[group][tile][column].direct_dh;
     if (k == 0) return sum;
-    const int units = p_.partition.units;
+    const int units = units_of_cta();
     const float* share = shared_.shares[k] + own_.unit(group) * Shared::kSlotRow + own_.row(tile, column);
     const int slots = Shared::slots(p_.partition, division_);
     RNN_NO_UNROLL
@@ -351,7 +360,7 @@ class BackwardPass {
 
   RNN_DEVICE void receive(int64_t k) const {
     if constexpr (Tile::kDirect) {
-      exchange_.template receive<Tile::kRows, Shared::kSlotRow>(k, shared_.shares[k]);
+      exchange_.template receive<Own::kUnits, Tile::kRows, Shared::kSlotRow>(k, shared_.shares[k]);
     } else {
       exchange_.wait(k);
     }
@@ -359,7 +368,7 @@ class BackwardPass {
 
   RNN_DEVICE void step(int64_t k) {
     if (!own_.has_cells()) return;
-    const int units = p_.partition.units;
+    const int units = units_of_cta();
     RNN_UNROLL
     for (int group = 0; group < kGroups; ++group) {
       RNN_UNROLL
@@ -420,30 +429,51 @@ class BackwardPass {
 
   RNN_DEVICE void multiply_and_send(int64_t k) {
     const unsigned char* operand = shared_.gradients[k] + own_.g * stride_ + part_ * kWindowBytes + own_.t * 16;
-    const int units = p_.partition.units, source = exchange_.rank() * division_.parts + part_;
     RNN_NO_UNROLL
     for (int pass = 0; pass < division_.passes; ++pass) {
-      float sum[Tile::kBackwardTiles][Tile::kColumnTiles][4] = {};
+      Products sum = {};
       weights_.template multiply<Product>(pass, operand, stride_, division_.parts * kWindowBytes, own_.lane, sum);
+      const int first = division_.first_tile(own_.warp, pass) * kTileRows;
+      if constexpr (Tile::kDirect) {
+        send_through_memory(k + 1, first, sum);
+      } else {
+        send_to_owners(k + 1, first, sum);
+      }
+    }
+  }
+
+  // Shares for step k of the units from `first` on, by which all of them are numbered.
+  RNN_DEVICE void send_to_owners(int64_t k, int first, const Products& sum) const {
+    const int units = p_.partition.units, source = exchange_.rank() * division_.parts + part_;
+    RNN_UNROLL
+    for (int tile = 0; tile < Tile::kBackwardTiles; ++tile) {
       RNN_UNROLL
-      for (int tile = 0; tile < Tile::kBackwardTiles; ++tile) {
+      for (int block = 0; block < 2; ++block) {
+        const int unit = first + tile * kTileRows + block * kBlockRows, owner = unit / units;
+        if (owner >= p_.partition.ctas) continue;
+        float* slot = shared_.shares[k] + (source * units + unit % units + own_.g) * Shared::kSlotRow + 2 * own_.t;
         RNN_UNROLL
-        for (int block = 0; block < 2; ++block) {
-          const int first = (division_.first_tile(own_.warp, pass) + tile) * kTileRows + block * kBlockRows;
-          const int owner = first / units;
-          if (owner >= p_.partition.ctas) continue;
-          const int unit = first % units + own_.g, row = 2 * own_.t;
-          RNN_UNROLL
-          for (int n = 0; n < Tile::kColumnTiles; ++n) {
-            const float low = sum[tile][n][2 * block], high = sum[tile][n][2 * block + 1];
-            if constexpr (Tile::kDirect) {
-              exchange_.template send<Tile::kRows>(k + 1, owner, source, unit, n * 8 + row, low, high);
-            } else {
-              float* slot = shared_.shares[k + 1] + (source * units + unit) * Shared::kSlotRow + row;
-              exchange_.send(k + 1, owner, slot + n * 8, Vector8{{device::bits_of(low), device::bits_of(high)}});
-            }
-          }
+        for (int n = 0; n < Tile::kColumnTiles; ++n) {
+          const Vector8 pair{{device::bits_of(sum[tile][n][2 * block]), device::bits_of(sum[tile][n][2 * block + 1])}};
+          exchange_.send(k, owner, slot + n * 8, pair);
         }
+      }
+    }
+  }
+
+  RNN_DEVICE void send_through_memory(int64_t k, int first, const Products& sum) const {
+    const int source = exchange_.rank() * division_.parts + part_, end = p_.partition.ctas * Own::kUnits - first;
+    float* shares = exchange_.template shares<Own::kUnits, Tile::kRows>(k, source) + (first + own_.g) * Tile::kRows;
+    RNN_UNROLL
+    for (int tile = 0; tile < Tile::kBackwardTiles; ++tile) {
+      RNN_UNROLL
+      for (int block = 0; block < 2; ++block) {
+        const int unit = tile * kTileRows + block * kBlockRows;
+        if (unit >= end) continue;
+        RNN_UNROLL
+        for (int n = 0; n < Tile::kColumnTiles; ++n)
+          exchange_.template send<Tile::kRows>(k, shares, unit, n * 8 + 2 * own_.t, sum[tile][n][2 * block],
+                                               sum[tile][n][2 * block + 1]);
       }
     }
   }
@@ -500,7 +530,7 @@ class BackwardPass {
   RNN_DEVICE int64_t slices() const { return (p_.sequence.batch + Tile::kRows - 1) / Tile::kRows; }
 
   const BackwardArguments& p_;
-  const Own own_;
+  Own own_;
   const BackwardDivision<Cell, Product, Tile> division_;
   const Shared shared_;
   const int direction_, slice_, first_row_;

@@ -25,7 +25,7 @@ struct ForwardShared {
   device::Mbarrier* arrived;  // (2)
   Alternating<unsigned char> h;  // (rows, stride bytes): h of all units, as the product's operand; none in a direct tile
   Operand* staging;           // (warps, 2, staged rows, own units): the warp's new h
-  float* partial;             // (warps, 2, tiles, column tiles, 2 or 4, 32): sums for the warps that share the units
+  float* partial;             // (warps, kPartials, tiles, column tiles, 2 or 4, 32): sums for the warps that share the units
   Vector16* weights;          // (warps, ...): see ResidentWeights
   int64_t bytes;
 
@@ -36,13 +36,15 @@ struct ForwardShared {
       : arrived(carver.take<device::Mbarrier>(2)), h(carver, Tile::kDirect ? 0 : Tile::kRows * operand_stride(all_windows(partition))) {
     const int warps = Own::warps(partition.units);
     staging = carver.template take<Operand>(warps * 2 * kStaged);
-    partial = carver.template take<float>(Tile::kSplits == 1 ? 0 : warps * kPartial * 2);
+    partial = carver.template take<float>(Tile::kSplits == 1 ? 0 : warps * kPartial * kPartials);
     weights = carver.template take<Vector16>(warps * Weights::shared_count(1, most_windows(partition)));
     bytes = carver.used();
   }
 
  public:
   // Of two warps each has the other's half of the sums, of more each has all.
+  // Two take turns, where there is room for two: one costs a second barrier per step.
+  static constexpr int kPartials = Tile::kDirect && Tile::kUnitGroups >= 4 ? 1 : 2;
   static constexpr int kPartial = Own::kMatrixTiles * Tile::kColumnTiles * (Tile::kDirect ? 4 : 2) * kLanes;
 
   RNN_HOST_DEVICE static int all_windows(const Partition& partition) {
@@ -51,6 +53,12 @@ struct ForwardShared {
   // Of a warp.
   RNN_HOST_DEVICE static int most_windows(const Partition& partition) {
     return ceil_divide(all_windows(partition), Tile::kSplits);
+  }
+
+  // Of global memory in which CTAs of a grid meet, per direction and slice.
+  template <class Exchange = GridExchange>
+  RNN_HOST_DEVICE static int64_t exchange_bytes(const Partition& partition) {
+    return Exchange::Forward::bytes(Tile::kColumnTiles, all_windows(partition));
   }
 
   // Vectors of packed weights of a direction.
@@ -115,6 +123,7 @@ class ForwardPass {
     RNN_NO_UNROLL
     for (int64_t k = 0; k < length; ++k) {
       const bool last = k + 1 == length;
+      if constexpr (Tile::kDirect) own_.find_again();
       if (k + 2 < length) prefetch(k + 2);
       if (k > 0) exchange_.wait(k);
       if (!last) exchange_.expect(k + 1, bytes);
@@ -321,17 +330,19 @@ class ForwardPass {
     for (int i = 0; i < kMatrixTiles * kColumnTiles * 4; ++i) mine[i * kLanes] = sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4];
     device::cta_barrier();
     exchange_.release(k);
-    if (!own_.has_cells()) return;
-    each_product(products, [&](int matrix_tile, int tile, int row_block, int column, float& product) {
-      const float* part = partial(0, k) + ((matrix_tile * kColumnTiles + tile) * 4 + 2 * row_block + column) * kLanes;
-      product = part[0];
-      RNN_UNROLL
-      for (int split = 1; split < Tile::kSplits; ++split) product += part[split * 2 * Shared::kPartial];
-    });
+    if (own_.has_cells()) {
+      each_product(products, [&](int matrix_tile, int tile, int row_block, int column, float& product) {
+        const float* part = partial(0, k) + ((matrix_tile * kColumnTiles + tile) * 4 + 2 * row_block + column) * kLanes;
+        product = part[0];
+        RNN_UNROLL
+        for (int split = 1; split < Tile::kSplits; ++split) product += part[split * Shared::kPartials * Shared::kPartial];
+      });
+    }
+    if constexpr (Shared::kPartials == 1) device::cta_barrier();
   }
 
   RNN_DEVICE float* partial(int warp, int64_t k) const {
-    return shared_.partial + (warp * 2 + k % 2) * Shared::kPartial + own_.lane;
+    return shared_.partial + (warp * Shared::kPartials + k % Shared::kPartials) * Shared::kPartial + own_.lane;
   }
   // The i-th pair of sums that differ in the column only.
   RNN_DEVICE static float* pair(float (&sum)[kMatrixTiles][kColumnTiles][4], int i) {
@@ -433,7 +444,7 @@ class ForwardPass {
   }
 
   const ForwardArguments& p_;
-  const Own own_;
+  Own own_;
   const Shared shared_;
   const int slice_, direction_, first_row_, windows_, stride_;
   const Exchange exchange_;

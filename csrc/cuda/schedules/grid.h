@@ -123,7 +123,7 @@ class GridGather {
 
   RNN_DEVICE unsigned char* at(int64_t k, int row, int byte) const {
     const int window = byte / kWindowBytes;
-    return place_.exchange + int64_t(uint32_t(k) % kSlots) * slot_bytes_ +
+    return place_.exchange + int(uint32_t(k) % kSlots) * slot_bytes_ +
            ((row / kBlockRows * windows_ + window) * kBlockRows + row % kBlockRows) * kWindowBytes + byte % kWindowBytes;
   }
 
@@ -131,7 +131,7 @@ class GridGather {
   const int ctas_, windows_, row_bytes_, slot_bytes_;
 };
 
-// Backward. The content of one of two slots: (owners, sources, units, rows). Whoever sends for step k + 1 has received all
+// Backward. The content of one of two slots: (sources, units of all, rows). Whoever sends for step k + 1 has received all
 // of step k, which its sources sent when they had read step k - 1, the slot's content before.
 class GridScatter {
  public:
@@ -146,31 +146,37 @@ class GridScatter {
   }
 
   RNN_DEVICE GridScatter(const Partition& partition, const GridPlace& place, int parts)
-      : place_(place), ctas_(partition.ctas), units_(partition.units), sources_(partition.ctas * parts) {}
+      : place_(place), ctas_(partition.ctas), sources_(partition.ctas * parts) {}
 
   RNN_DEVICE int rank() const { return device::block_x() % ctas_; }
   RNN_DEVICE void start() const { device::cta_barrier(); }
   RNN_DEVICE void expect(int64_t, int) const {}
   RNN_DEVICE void finish() const {}
 
-  // Shares, for step k, of an owner's unit for two neighbouring rows of the slice.
+  // Where a source's shares for step k begin, and two of them: of a unit of all for two neighbouring rows of the slice.
+  // kUnits, kRows: of a CTA, of a slice.
+  template <int kUnits, int kRows>
+  RNN_DEVICE float* shares(int64_t k, int source) const {
+    const int place = int(k % 2) * sources_ + source;
+    return reinterpret_cast<float*>(place_.exchange) + place * (ctas_ * kUnits * kRows);
+  }
   template <int kRows>
-  RNN_DEVICE void send(int64_t k, int owner, int source, int unit, int row, float low, float high) const {
-    if (row >= place_.rows) return;
-    device::store8_relaxed(at<kRows>(k, owner, source, unit, row), Vector8{{tagged(k, low), tagged(k, high)}});
+  RNN_DEVICE void send(int64_t k, float* shares, int unit, int row, float low, float high) const {
+    if (row < place_.rows) device::store8_relaxed(shares + unit * kRows + row, Vector8{{tagged(k, low), tagged(k, high)}});
   }
 
   // Adds up the shares of own units, every folds-th source at a time: shares (folds, units, kSlotRow).
-  template <int kRows, int kSlotRow>
+  template <int kUnits, int kRows, int kSlotRow>
   RNN_DEVICE void receive(int64_t k, float* shares) const {
-    constexpr int kQuads = kRows / 4;
-    const int vectors = units_ * kQuads, sums = folds(device::threads(), units_, kRows);
+    constexpr int kVectors = kUnits * kRows / 4;
+    const int sums = folds(device::threads(), kUnits, kRows);
     RNN_NO_UNROLL
-    for (int i = device::thread(); i < vectors * sums; i += device::threads()) {
-      const int fold = i / vectors, unit = i % vectors / kQuads, row = i % kQuads * 4;
+    for (int i = device::thread(); i < kVectors * sums; i += device::threads()) {
+      const int fold = i / kVectors, unit = i % kVectors / (kRows / 4), row = i % (kRows / 4) * 4;
       float sum[4] = {};
-      add_up<kRows>(k, fold, sums, unit, row, sum);
-      float* to = shares + (fold * units_ + unit) * kSlotRow + row;
+      const int element = (rank() * kUnits + unit) * kRows + row;
+      add_up<kUnits, kRows>(k, fold, sums, element, place_.rows + place_.rows % 2 - row, sum);
+      float* to = shares + (fold * kUnits + unit) * kSlotRow + row;
       RNN_UNROLL
       for (int j = 0; j < 4; j += 2) device::store8(to + j, Vector8{{device::bits_of(sum[j]), device::bits_of(sum[j + 1])}});
     }
@@ -180,9 +186,9 @@ class GridScatter {
  private:
   static constexpr int kAhead = 4;  // loads in flight
 
-  template <int kRows>
-  RNN_DEVICE void add_up(int64_t k, int first, int stride, int unit, int row, float (&sum)[4]) const {
-    const int words = least(4, place_.rows + place_.rows % 2 - row);  // that are sent, pairs of rows
+  // words: of the four, that are sent, since pairs of rows are.
+  template <int kUnits, int kRows>
+  RNN_DEVICE void add_up(int64_t k, int first, int stride, int element, int words, float (&sum)[4]) const {
     if (words <= 0) return;
     RNN_NO_UNROLL
     for (int source = first; source < sources_; source += kAhead * stride) {
@@ -191,7 +197,7 @@ class GridScatter {
       for (int i = 0; i < kAhead; ++i) {
         shares[i] = Vector16{{0, 0, 0, 0}};
         if (source + i * stride < sources_)
-          shares[i] = device::load16_relaxed(at<kRows>(k, rank(), source + i * stride, unit, row));
+          shares[i] = device::load16_relaxed(this->shares<kUnits, kRows>(k, source + i * stride) + element);
       }
       RNN_UNROLL
       for (int i = 0; i < kAhead; ++i) {
@@ -199,7 +205,7 @@ class GridScatter {
         device::Patience patience;
         while (!whole(k, shares[i], words)) {
           patience.poll();
-          shares[i] = device::load16_relaxed(at<kRows>(k, rank(), source + i * stride, unit, row));
+          shares[i] = device::load16_relaxed(this->shares<kUnits, kRows>(k, source + i * stride) + element);
         }
         RNN_UNROLL
         for (int j = 0; j < 4; ++j) sum[j] += j < words ? device::float_of(shares[i].words[j] & ~1u) : 0.0f;
@@ -219,14 +225,8 @@ class GridScatter {
     return result;
   }
 
-  template <int kRows>
-  RNN_DEVICE float* at(int64_t k, int owner, int source, int unit, int row) const {
-    const int64_t place = (int64_t(k % 2) * ctas_ + owner) * sources_ + source;
-    return reinterpret_cast<float*>(place_.exchange) + (place * units_ + unit) * kRows + row;
-  }
-
   const GridPlace place_;
-  const int ctas_, units_, sources_;
+  const int ctas_, sources_;
 };
 
 struct GridExchange {

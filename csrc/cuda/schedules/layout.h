@@ -89,14 +89,22 @@ struct Ownership {
 
   int warp, lane, g, t, block, split;
 
-  RNN_DEVICE Ownership() {
-    warp = device::thread() / kLanes;
-    lane = device::thread() % kLanes;
+  RNN_DEVICE Ownership() { find(device::thread()); }
+  // The same again, in a way that the compiler does not see through: what is derived from it is not kept from step to step,
+  // where that needs more registers than there are.
+  RNN_DEVICE void find_again() { find(device::opaque(device::thread())); }
+
+ private:
+  RNN_DEVICE void find(int thread) {
+    warp = thread / kLanes;
+    lane = thread % kLanes;
     g = lane / 4;
     t = lane % 4;
     block = warp / Tile::kSplits;
     split = warp % Tile::kSplits;
   }
+
+ public:
   RNN_DEVICE bool has_cells() const { return kOwners == Tile::kSplits || split < kOwners; }
   // Of all warps' column tiles and unit groups, those of this one.
   RNN_DEVICE int column_tile(int tile) const {
