@@ -21,6 +21,9 @@ from benchmarks.gpu_acceptance.stage import FAULT, Stage, read_json
 from rnnkernels.backends import native
 from rnnkernels.backends.triton import interpreted, sequence
 
+# The CPU's yardstick in a dry run.
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = list(conductor.SHARES)
 
@@ -34,6 +37,8 @@ H200 = {"compute_capability": 90, "multiprocessors": 132, "shared_bytes": 232448
 def expected_schedules(case, precision):
     """What computes a case: of the CUDA kernels, all that their plan offers for both passes."""
     found = {"triton stepwise"} if case["proj_size"] else set(TRITON_SCHEDULES)
+    if case["bidirectional"]:  # the interpreter runs one program at a time, and a grid's wait for each other
+        found -= {"triton grid"}
     if native.missing() is None:
         from rnnkernels import _C
 
@@ -301,7 +306,7 @@ def test_a_stage_whose_process_cannot_start_is_recorded(tmp_path, monkeypatch):
 def test_a_run_that_is_ended_from_outside_ends_its_children_and_reports_what_it_has(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu_acceptance", "--out", str(tmp_path), "--device", "cpu-interpreter"]
     run = subprocess.Popen([*command, "--stages", "parity"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    while not (tmp_path / "parity.json").exists():
+    while not (read_json(tmp_path / "parity.json") or {}).get("conditions"):
         assert run.poll() is None
         time.sleep(0.05)
     run.terminate()
