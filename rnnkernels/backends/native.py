@@ -35,6 +35,8 @@ def cuda_unsupported(request: Request) -> str | None:
     status = _library.load_cuda()
     if not status.available:
         return status.reason
+    if not torch.cuda.is_available():
+        return "torch finds no usable GPU"
     needed = (8, 0) if request.dtype == torch.bfloat16 else (7, 0)
     major, minor = torch.cuda.get_device_capability(request.device)
     if (major, minor) < needed:
