@@ -62,15 +62,15 @@ def test_the_same_call_gives_the_same_bits_in_any_order_of_threads(case: Case) -
         assert torch.equal(value, second[name]), name
 
 
-@pytest.mark.parametrize(("schedule", "ctas"), [("one CTA", 1), ("cluster", 2)])
+@pytest.mark.parametrize(("schedule", "tile", "ctas"), [("one CTA", "narrow", 1), ("cluster", "narrow", 2), ("grid", "even", 2)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_persistent_layers_are_as_exact_as_their_products(
-    cell: str, dtype: torch.dtype, schedule: str, ctas: int, poisoned_memory: None, rnn_switch
+    cell: str, dtype: torch.dtype, schedule: str, tile: str, ctas: int, poisoned_memory: None, rnn_switch
 ) -> None:
     rnn_switch.fp32_precision = "tf32"
     case = Case(cell, hidden_size=20, bidirectional=True, lengths=LENGTHS, dtype=dtype)
-    with native.forced(schedule, tile="narrow", ctas=ctas):
+    with native.forced(schedule, tile=tile, ctas=ctas):
         if dtype == torch.bfloat16:
             assert_within_budget(ours, case)
             return

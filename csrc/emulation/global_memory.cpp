@@ -25,8 +25,9 @@ uint32_t GlobalMemory::load(View& reader, const uint32_t* word, bool older) {
   if (history == history_.end()) return *word;
   int64_t& seen = reader.seen[word];
   const History& last = history->second;
-  const int64_t known = last.cta < reader.known.size() ? reader.known[last.cta] : 0;
-  if (older && last.arrival > known && last.arrival > seen) return last.previous;
+  const unsigned others = last.cta < reader.known.size() ? reader.known[last.cta] : 0;
+  const unsigned known = last.cta == reader.cta ? reader.barriers : others;
+  if (older && last.barriers >= known && last.arrival > seen) return last.previous;
   seen = last.arrival;
   return *word;
 }
@@ -34,7 +35,7 @@ uint32_t GlobalMemory::load(View& reader, const uint32_t* word, bool older) {
 void GlobalMemory::arrive(uint32_t* word, std::deque<Pending>& pending) {
   const Pending store = pending.front();
   pending.pop_front();
-  history_[word] = {*word, ++arrivals_, store.writer->cta};
+  history_[word] = {*word, ++arrivals_, store.writer->cta, store.barriers};
   store.writer->seen[word] = arrivals_;
   *word = store.value;
 }
@@ -62,7 +63,7 @@ void GlobalMemory::release(View& writer, uint32_t* flag, uint32_t value) {
     entry = stores.empty() ? pending_.erase(entry) : std::next(entry);
   }
   Knowledge own(writer.cta + 1);
-  own[writer.cta] = arrivals_;
+  own[writer.cta] = writer.barriers;
   join(own, writer.known);
   released_[flag] = std::move(own);
   __atomic_store_n(flag, value, __ATOMIC_RELEASE);

@@ -1,7 +1,7 @@
 // Words of global memory that CTAs write and read while all of them run: a store arrives some time later, each of its words
 // of 4 bytes by itself and in no order with others; and a load may find what a word was before, unless the thread knows
-// better. It does when it has seen the newer value itself, or when that had come before its writer's CTA released something
-// that the thread, or whom it met at a barrier, has acquired.
+// better. It does when it has seen the newer value itself, or when the writer's CTA, after a barrier that followed the store,
+// released something that the thread, or whom it met at a barrier, has acquired.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,8 @@
 
 namespace rnnkernels::emulation {
 
-// By CTA: of its stores, those that arrived up to this count have happened before.
-using Knowledge = std::vector<int64_t>;
+// By CTA: its stores before this many of its barriers have happened before.
+using Knowledge = std::vector<unsigned>;
 void join(Knowledge& knowledge, const Knowledge& other);
 
 // What one thread knows and has done.
@@ -48,7 +48,8 @@ class GlobalMemory {
   struct History {
     uint32_t previous;
     int64_t arrival;
-    size_t cta;  // of its writer
+    size_t cta;         // of its writer,
+    unsigned barriers;  // which had passed so many
   };
   void arrive(uint32_t* word, std::deque<Pending>& pending);
 

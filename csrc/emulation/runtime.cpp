@@ -507,8 +507,9 @@ void load_relaxed(const void* address, void* value, int bytes) {
   const Bookkeeping bookkeeping;
   maybe_yield();
   uint32_t words[4];
+  const bool older = machine->random.below(2) == 0;
   for (int i = 0; i < bytes / 4; ++i)
-    words[i] = machine->memory.load(current->view, static_cast<const uint32_t*>(address) + i, machine->random.below(4) == 0);
+    words[i] = machine->memory.load(current->view, static_cast<const uint32_t*>(address) + i, older);
   std::memcpy(value, words, size_t(bytes));
 }
 

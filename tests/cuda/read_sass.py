@@ -9,7 +9,7 @@ local memory, no barrier and no atomic operation.
 For every recurrence kernel: at most 255 registers, no stack frame, no spill, no access to local memory; the products run on the
 tensor cores; and between the first and the last of them, which is the time loop, no fence that waits for the whole memory, no
 barrier of a cluster, and forward no barrier of a CTA either where CTAs form a cluster (warps that share their units, in the deep
-tile, meet in pairs).
+tile, meet in pairs). Where they form a grid: no fence at all but the ring's release, and no atomic operation.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def output_of(command):
 def title(mangled):
     """A kernel's name for people: pass, tile, exchange."""
     tile = ", ".join(re.findall(r"Li(\d+)E", mangled.split("TileI")[1])[:6])
-    exchange = "cluster" if "ClusterExchange" in mangled else "one CTA"
+    exchange = next((name for name in ("cluster", "grid") if f"{name.title()}Exchange" in mangled), "one CTA")
     return f"{'forward' if 'forward_kernel' in mangled else 'backward'} <{tile}> {exchange}"
 
 
@@ -77,8 +77,23 @@ def complaints(mangled, used, opcodes):
     for name in forbidden:
         if any(op.startswith(name) for op in loop):
             yield f"{name} in the time loop"
+    if "GridExchange" in mangled:
+        yield from complaints_about_a_grid("forward_kernel" in mangled, opcodes)
     if cluster and not any(op.startswith(("STAS", "ST.ASYNC", "SYNCS")) for op in opcodes):
         yield "no asynchronous store or mbarrier"
+
+
+def complaints_about_a_grid(forward, opcodes):
+    strong = [op for op in opcodes if "STRONG.GPU" in op]
+    if not any(op.startswith("LD") for op in strong) or not any(op.startswith("ST") for op in strong):
+        yield "no loads and stores that other CTAs take part in"
+    # Forward there is one release, once in half a round of the ring. Everything else says by itself whether it has come.
+    fences = sum(op.startswith("MEMBAR") for op in opcodes)
+    if fences != (1 if forward else 0):
+        yield f"{fences} fences"
+    atomic = [op for op in opcodes if op.startswith(("ATOM", "RED."))]
+    if atomic:
+        yield f"{len(atomic)} atomic operations"
 
 
 def complaints_about_a_step(used, opcodes):

@@ -1,5 +1,8 @@
 // csrc/cuda/recurrence.h on the emulated machine: what lets the operators of csrc/bindings/ run whole, without a GPU. Of the
-// persistent schedules the narrow tile of bfloat16 and float32: test_schedules.cpp has the others.
+// persistent schedules the narrow tile and the grid's even one, of bfloat16 and float32: test_schedules.cpp and test_grid.cpp
+// have the others.
+#include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <type_traits>
 
@@ -15,8 +18,9 @@ namespace {
 uint64_t seed = 1;  // of the next launch: any order of threads must do
 
 template <class Kernel>
-void run(const char* name, int blocks, int directions, int threads, int cluster, int64_t shared_bytes, const Kernel& kernel) {
-  const auto outcome = emulation::run({blocks, directions, threads, cluster, size_t(shared_bytes), false, seed++}, kernel);
+void run(const char* name, int blocks, int directions, int threads, int cluster, int64_t shared_bytes, const Kernel& kernel,
+         bool cooperative = false) {
+  const auto outcome = emulation::run({blocks, directions, threads, cluster, size_t(shared_bytes), cooperative, seed++}, kernel);
   if (!outcome.ok()) throw std::runtime_error(std::string("emulated ") + name + ": " + outcome.error);
 }
 
@@ -47,48 +51,72 @@ void with_cell(CellName cell, const Use& use) {
   }
 }
 
+// use(Cell(), Product(), Tile()).
 template <class Use>
 void with_kernels(const Request& request, const Plan& plan, const Use& use) {
-  if (plan.tile != TileName::kNarrow) throw std::logic_error("only the narrow tile is emulated with the operators");
+  const auto with_tile = [&](auto cell, auto product) {
+    using Shipped = Tiles<decltype(cell), decltype(product)>;
+    switch (plan.tile) {
+      case TileName::kNarrow: return use(cell, product, typename Shipped::Narrow());
+      case TileName::kEven: return use(cell, product, typename Shipped::Even());
+      default: throw std::logic_error("only the narrow and the even tile are emulated with the operators");
+    }
+  };
   with_cell(request.cell, [&](auto cell) {
     switch (request.product) {
-      case ProductName::kBFloat16: return use(cell, BFloat16Product());
-      case ProductName::kTf32: return use(cell, Tf32Product());
-      case ProductName::kTf32x3: return use(cell, Tf32x3Product());
+      case ProductName::kBFloat16: return with_tile(cell, BFloat16Product());
+      case ProductName::kTf32: return with_tile(cell, Tf32Product());
+      case ProductName::kTf32x3: return with_tile(cell, Tf32x3Product());
       default: throw std::logic_error("only bfloat16 and float32 are emulated with the operators");
     }
   });
 }
 
-template <class Cell, class Product>
+template <class Cell, class Product, class Tile>
 int64_t packed_count(Pass pass, const Partition& partition) {
-  using Tile = typename Tiles<Cell, Product>::Narrow;
   return pass == Pass::kForward ? ForwardShared<Cell, Product, Tile>::packed_count(partition)
                                 : BackwardDivision<Cell, Product, Tile>(partition).packed_count(partition.ctas);
 }
 
-template <class Cell, class Product, class Exchange>
+template <class Cell, class Product, class Tile, class Exchange>
 void recurrence(const ForwardArguments& a) {
-  forward<Cell, Product, typename Tiles<Cell, Product>::Narrow, Exchange>(a);
+  forward<Cell, Product, Tile, Exchange>(a);
 }
-template <class Cell, class Product, class Exchange>
+template <class Cell, class Product, class Tile, class Exchange>
 void recurrence(const BackwardArguments& a) {
-  backward<Cell, Product, typename Tiles<Cell, Product>::Narrow, Exchange>(a);
+  backward<Cell, Product, Tile, Exchange>(a);
 }
 
+void initialise(const ForwardArguments& a, const Workspace& room) {
+  std::memset(a.exchange, 0xff, size_t(room.exchange_bytes));
+  std::fill_n(a.flags, room.flags, 0u);
+}
+void initialise(const BackwardArguments& a, const Workspace& room) { std::memset(a.exchange, 0, size_t(room.exchange_bytes)); }
+
 template <class Arguments>
-void launch_pass(const Request& request, const Plan& plan, const PackArguments& pack, const Arguments& arguments) {
-  with_kernels(request, plan, [&](auto of_cell, auto of_product) {
+void launch_pass(const Request& request, const Plan& plan, const PackArguments& pack, Arguments arguments) {
+  with_kernels(request, plan, [&](auto of_cell, auto of_product, auto of_tile) {
     using Cell = decltype(of_cell);
     using Product = decltype(of_product);
-    using Tile = typename Tiles<Cell, Product>::Narrow;
-    run_simple("pack", packed_count<Cell, Product>(request.pass, plan.partition), request.directions, [&] {
+    using Tile = decltype(of_tile);
+    run_simple("pack", packed_count<Cell, Product, Tile>(request.pass, plan.partition), request.directions, [&] {
       request.pass == Pass::kForward ? pack_forward<Cell, Product, Tile>(pack) : pack_backward<Cell, Product, Tile>(pack);
     });
-    const int ctas = plan.partition.ctas, blocks = int((request.batch + plan.rows - 1) / plan.rows) * ctas;
-    run("recurrence", blocks, request.directions, plan.threads, ctas, plan.shared_bytes, [&] {
-      ctas == 1 ? recurrence<Cell, Product, LocalExchange>(arguments) : recurrence<Cell, Product, ClusterExchange>(arguments);
-    });
+    const int ctas = plan.partition.ctas, slices = int((request.batch + plan.rows - 1) / plan.rows);
+    if constexpr (Tile::kDirect) {
+      initialise(arguments, workspace(request, plan));
+      for (int first = 0; first < slices; first += plan.slices_at_once) {
+        arguments.first_slice = first;
+        run(
+            "recurrence", std::min(plan.slices_at_once, slices - first) * ctas, request.directions, plan.threads, 1,
+            plan.shared_bytes, [&] { recurrence<Cell, Product, Tile, GridExchange>(arguments); }, true);
+      }
+    } else {
+      run("recurrence", slices * ctas, request.directions, plan.threads, ctas, plan.shared_bytes, [&] {
+        ctas == 1 ? recurrence<Cell, Product, Tile, LocalExchange>(arguments)
+                  : recurrence<Cell, Product, Tile, ClusterExchange>(arguments);
+      });
+    }
   });
 }
 
@@ -101,10 +129,23 @@ const DeviceLimits& device_limits(int) {
 
 int64_t packed_bytes(const Request& request, const Plan& plan) {
   int64_t count = 0;
-  with_kernels(request, plan, [&](auto cell, auto product) {
-    count = packed_count<decltype(cell), decltype(product)>(request.pass, plan.partition);
+  with_kernels(request, plan, [&](auto cell, auto product, auto tile) {
+    count = packed_count<decltype(cell), decltype(product), decltype(tile)>(request.pass, plan.partition);
   });
   return count * int64_t(sizeof(Vector16));
+}
+
+Workspace workspace(const Request& request, const Plan& plan) {
+  if (plan.schedule != Schedule::kGrid) return {0, 0};
+  const int64_t meetings = (request.batch + plan.rows - 1) / plan.rows * request.directions;
+  const bool forward = request.pass == Pass::kForward;
+  int64_t bytes = 0;
+  with_kernels(request, plan, [&](auto cell, auto product, auto tile) {
+    using Forward = ForwardShared<decltype(cell), decltype(product), decltype(tile)>;
+    using Backward = BackwardShared<decltype(cell), decltype(product), decltype(tile)>;
+    bytes = forward ? Forward::exchange_bytes(plan.partition) : Backward::exchange_bytes(plan.partition);
+  });
+  return {meetings * bytes, forward ? meetings * plan.partition.ctas : 0};
 }
 
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& a, Stream) {

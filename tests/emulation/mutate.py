@@ -18,6 +18,7 @@ from pathlib import Path
 FORWARD, BACKWARD = "csrc/cuda/schedules/forward.h", "csrc/cuda/schedules/backward.h"
 STEPS, STEP_ORDER = "csrc/cuda/schedules/stepwise.h", "csrc/cuda/stepwise.cpp"
 EXCHANGE, LAYOUT = "csrc/cuda/schedules/exchange.h", "csrc/cuda/schedules/layout.h"
+GRID = "csrc/cuda/schedules/grid.h"
 
 
 @dataclass
@@ -36,7 +37,7 @@ MUTATIONS = [
     Mutation(
         "no barrier between the warps that share units",
         FORWARD,
-        "      device::named_barrier(1 + own_.block, 2 * kLanes);\n",
+        "    device::named_barrier(1 + own_.block, 2 * kLanes);\n",
         "",
     ),
     Mutation(
@@ -65,14 +66,14 @@ MUTATIONS = [
     Mutation(
         "a staging buffer used again too early",
         FORWARD,
-        "(own_.warp * 2 + k % 2) * Shared::kStagedRows",
-        "(own_.warp * 2) * Shared::kStagedRows",
+        "(own_.warp * 2 + k % 2) * Shared::kStaged;",
+        "(own_.warp * 2) * Shared::kStaged;",
     ),
     Mutation(
         "sums for the other warp written too early",
         FORWARD,
-        "float* mine = shared_.partial + (own_.warp * 2 + k % 2)",
-        "float* mine = shared_.partial + (own_.warp * 2 + 1)",
+        "(warp * Shared::kPartials + k % Shared::kPartials)",
+        "(warp * Shared::kPartials)",
     ),
     Mutation(
         "a tile off by one",
@@ -84,8 +85,8 @@ MUTATIONS = [
     Mutation(
         "shared memory too small",
         FORWARD,
-        "warps * 2 * kStagedRows * Own::kUnits",
-        "warps * kStagedRows * Own::kUnits",
+        "warps * 2 * kStaged",
+        "warps * kStaged",
         ("AddressSanitizer",),
     ),
     Mutation("lengths ignored", BACKWARD, "if (row < rows_.active && u < hidden())", "if (u < hidden())"),
@@ -95,6 +96,32 @@ MUTATIONS = [
         "exchange_.send(k + 1, owner,",
         "exchange_.send(k + 1, p_.partition.ctas - 1 - owner,",
     ),
+]
+
+GRID_TEST = ("tests/emulation/test_mutant_grid.cpp",)
+MUTATIONS += [
+    Mutation(name, file, old, new, test=GRID_TEST)
+    for name, file, old, new in [
+        ("words of h taken before they have come", GRID, "while (device::any(!whole(columns)))", "while (false)"),
+        ("one word of four awaited", GRID, "i < 4; ++i) empty = empty", "i < 1; ++i) empty = empty"),
+        ("an empty word sent as it is", GRID, "value.words[i] = kOtherNan;", "{}"),
+        ("a slot used again too early", GRID, "uint32_t(k) % kSlots) *", "uint32_t(k) % kPeriod) *"),
+        ("slots not emptied", GRID, "if (k >= 2) device::store16", "if (false) device::store16"),
+        ("slots emptied too early", GRID, "at(k - 2, row, byte)", "at(k - 1, row, byte)"),
+        ("a flag raised without a release", GRID, "device::store_release(&place_.flags[rank()], ", "(place_.flags[rank()] = "),
+        ("a flag raised before what it says", GRID, "kReleasePhase = 2;", "kReleasePhase = 0;"),
+        ("another CTA's flag raised", GRID, "store_release(&place_.flags[rank()]", "store_release(&place_.flags[0]"),
+        ("another CTA's flag awaited", GRID, "wait_for_flag(&place_.flags[i]", "wait_for_flag(&place_.flags[0]"),
+        ("no flag awaited", GRID, "if (k % kPeriod != 0 || k < kSlots) return;", "return;"),
+        ("an epoch ahead awaited", GRID, "uint32_t(k / kPeriod - 1)", "uint32_t(k / kPeriod + 1)"),
+        ("no barrier after the flags", GRID, "- 1));\n    device::cta_barrier();", "- 1));"),
+        ("no barrier between parts of sums and the cell", FORWARD, "    device::cta_barrier();\n    exchange_.release(k);", "    exchange_.release(k);"),
+        ("shares of the use before taken", GRID, "return 1 - uint32_t(k - 1) / 2 % 2;", "return 1;"),
+        ("one share of four awaited", GRID, "(j >= words || ", "(j >= 1 || "),
+        ("one slot for all shares", GRID, "int(k % 2) * sources_", "0 * sources_"),
+        ("no barrier after the shares", GRID, "(sum[j + 1])}});\n    }\n    device::cta_barrier();", "(sum[j + 1])}});\n    }"),
+        ("shares of another source", BACKWARD, "shares<Own::kUnits, Tile::kRows>(k, source)", "shares<Own::kUnits, Tile::kRows>(k, 0)"),
+    ]
 ]
 
 # Kernels of a step share nothing and run one after another: what can go wrong is what they read and write, and the order.
@@ -113,7 +140,7 @@ MUTATIONS += [
     ]
 ]
 
-RUNTIME = ["csrc/emulation/runtime.cpp", "csrc/emulation/collectives.cpp"]
+RUNTIME = [f"csrc/emulation/{name}.cpp" for name in ("runtime", "collectives", "global_memory")]
 MAIN = ["tests/cpp/main.cpp", "csrc/cpu/dispatch.cpp"]
 FLAGS = ["-std=c++17", "-O1", "-g1", "-DRNNKERNELS_EMULATION_GUARDS", "-DRNNKERNELS_TEST_FEW"]
 # Flags of the kernels, then of the runtime. Where nothing is instrumented, compiling is what takes long.
@@ -194,9 +221,10 @@ def main():
             noticed = suite.notices(way, whole)
             if noticed is not None:
                 sys.exit(f"the kernels as they are fail by {way}: {noticed}")
-        noticed = suite.notices("numbers and rules", whole, STEP_TEST)
-        if noticed is not None:
-            sys.exit(f"the steps as they are fail: {noticed}")
+        for way, test in (("numbers and rules", STEP_TEST), ("numbers and rules", GRID_TEST), ("ThreadSanitizer", GRID_TEST)):
+            noticed = suite.notices(way, whole, test)
+            if noticed is not None:
+                sys.exit(f"{test[0]} fails on the kernels as they are by {way}: {noticed}")
         results = list(pool.map(suite.try_one, enumerate(MUTATIONS)))
     for line, _ in results:
         print(line)
