@@ -22,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ class Toolchain:
 
 
 def run(command: list[str]) -> None:
+    if GIVEN_UP.is_set():
+        raise BuildError("another library, which must be there, could not be built")
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if result.returncode != 0:
         tail = "\n".join(result.stdout.strip().splitlines()[-30:])
@@ -111,8 +114,9 @@ def compile_all(tools: Toolchain, commands: list[tuple[str, list[str], Path]]) -
     )
 
 
-#: Runs the compilers of both libraries, which are built side by side.
+#: Runs the compilers of both libraries, which are built side by side, until one that must be there has failed.
 COMPILERS = ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
+GIVEN_UP = threading.Event()
 
 
 def run_all(commands: list[list[str]]) -> None:
@@ -294,7 +298,7 @@ class BuildNative(build_ext):
                 stale.unlink(missing_ok=True)
             self.announce_failure(str(error), wish)
             if wish == "1":
-                COMPILERS.shutdown(cancel_futures=True)  # the CUDA kernels' too
+                GIVEN_UP.set()
                 raise SystemExit(f"RNNKERNELS_BUILD_CPU=1, but the CPU kernels could not be built: {error}") from None
         finally:
             (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
