@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Case, draw, evaluate, ours
-from gpu import CELLS, DTYPES, assert_as_exact_as_cudnn, on_gpu
+from gpu_problems import assert_as_exact_as_cudnn, on_gpu
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.skipif(interpreted(), reason="TRITON_INTERPRET=1: the kernels run on the CPU"),
 ]
 
+CELLS = ("lstm", "gru")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PRECISIONS = {torch.float32: ["ieee", "tf32"], torch.bfloat16: ["ieee"], torch.float16: ["ieee"]}
 
 

@@ -1,4 +1,4 @@
-"""What the tests of both GPU backends share: implementations on the GPU, and the budget that cuDNN sets there."""
+"""Problems computed on a GPU, and how exact the results must be there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from cases import Case, Implementation, Problem, evaluate, ours, torch_nn
 from oracle import error, floor
 from torch import Tensor
 
-CELLS = ("lstm", "gru")
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+from rnnkernels.precision import allows_tf32
 
 
 def on_gpu(implementation: Implementation) -> Implementation:
@@ -26,7 +25,7 @@ def assert_as_exact_as_cudnn(problem: Problem) -> None:
     exact = evaluate(torch_nn, problem.to(torch.float64))
     theirs, actual = evaluate(on_gpu(torch_nn), problem), evaluate(on_gpu(ours), problem)
     # TF32 multiplies numbers with as many digits as float16 has; cuDNN takes it where it likes.
-    tf32 = problem.case.dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    tf32 = problem.case.dtype == torch.float32 and allows_tf32()
     digits = torch.float16 if tf32 else problem.case.dtype
     for name, value in actual.items():
         allowed = 2 * error(theirs[name], exact[name]) + floor(digits) * torch.finfo(digits).eps
