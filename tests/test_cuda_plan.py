@@ -27,8 +27,14 @@ def test_a_plan_names_schedule_tile_and_reason() -> None:
     assert "cluster" in chosen["reason"] and "us per step" in chosen["reason"]
 
 
-def test_a_layer_that_fits_no_cluster_goes_step_by_step_and_says_why() -> None:
-    chosen = plan(hidden=2048)
+def test_a_layer_that_fits_no_cluster_takes_the_whole_grid() -> None:
+    chosen = plan(hidden=1024)
+    assert (chosen["schedule"], chosen["tile"], chosen["ctas"], chosen["slices_at_once"]) == ("grid", "even", 64, 2)
+    assert "64 CTAs, even tile, 16 units each, slices of 8, 2 at once" in chosen["reason"]
+
+
+def test_a_layer_that_fits_no_grid_goes_step_by_step_and_says_why() -> None:
+    chosen = plan(hidden=2800)
     assert chosen["schedule"] == "stepwise" and chosen["tile"] is None
     assert "nothing persistent fits" in chosen["reason"]
     assert "projected state" in plan(projected=True)["reason"]
@@ -38,7 +44,7 @@ def test_a_layer_that_fits_no_cluster_goes_step_by_step_and_says_why() -> None:
 
 def test_what_fits_is_listed_with_stepwise_last() -> None:
     candidates = plan()["candidates"]
-    assert {c["schedule"] for c in candidates} == {"cluster", "stepwise"}
+    assert {c["schedule"] for c in candidates} == {"cluster", "grid", "stepwise"}
     assert candidates[-1]["schedule"] == "stepwise"
     assert all(c["shared_bytes"] <= H200["shared_bytes"] for c in candidates)
 
@@ -111,6 +117,8 @@ def test_a_forced_schedule_is_planned_and_explained(gpu) -> None:
     with native.forced("cluster", tile="deep", ctas=8):
         chosen = native.plan(layer, 16, backward=False)
         assert (chosen["schedule"], chosen["tile"], chosen["ctas"]) == ("cluster", "deep", 8)
+    with native.forced("grid", tile="wide"):
+        assert native.plan(layer, 16, backward=True)["ctas"] == 8
     with native.forced("one CTA"):
         assert "more than 8 warps hold" in native.plan(layer, 16, backward=False)["reason"]
     with use_backend("cuda"), native.forced("stepwise"):

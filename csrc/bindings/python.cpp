@@ -43,6 +43,7 @@ py::dict describe(const rnnkernels::cuda::Plan& plan) {
   result["ctas"] = plan.partition.ctas;
   result["units"] = plan.partition.units;
   result["rows"] = plan.rows;
+  result["slices_at_once"] = plan.slices_at_once;
   result["threads"] = plan.threads;
   result["shared_bytes"] = plan.shared_bytes;
   result["microseconds"] = plan.microseconds;

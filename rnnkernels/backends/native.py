@@ -71,8 +71,9 @@ def forced(schedule: str, *, tile: str | None = None, ctas: int | None = None) -
     """Compute every layer of the CUDA backend inside with this schedule, in this thread, to test and to measure it.
 
     Args:
-        schedule: "one CTA", "cluster" or "stepwise".
-        tile: "narrow", "broad", "tall" or "deep", of the persistent schedules; by default the plan chooses.
+        schedule: "one CTA", "cluster", "grid" or "stepwise".
+        tile: "narrow", "broad", "tall" or "deep" of one CTA or a cluster, "thin", "even" or "wide" of a grid; by default the plan
+            chooses.
         ctas: how many thread blocks share the units of a direction; likewise.
 
     A layer that the schedule cannot serve raises RuntimeError with the reason. Backward runs in another thread unless
