@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = list(conductor.SHARES)
 
 #: Stages of the dry run that run as a command, a process each. The others run in this process, which has imported everything.
-COMMANDED = ("machine", "mechanisms", "peers")
+COMMANDED = ("machine", "peers")
 
 TRITON_SCHEDULES = {"triton program", "triton grid", "triton stepwise"}
 H200 = {"compute_capability": 90, "multiprocessors": 132, "shared_bytes": 232448, "most_cluster": 16}

@@ -85,7 +85,7 @@ def _sanitize(stage: Stage, tool: str | None, check: str) -> Row:
     tensor = torch.empty(1, device=stage.torch_device)
     specifications = []
     for cell in ("gru",) if stage.dry else ("lstm", "gru"):
-        case = Case(cell, "training", 3, 2, 5, 8 if stage.dry else 40, dtype="bfloat16", packed=not stage.dry)
+        case = Case(cell, "training", 3, 2, 5, 16 if stage.dry else 40, dtype="bfloat16", packed=not stage.dry)
         choices = best_of_each(fitting(case, "bfloat16", gpu(tensor)))
         specifications += [_specification(stage.device, "bfloat16", case, choice) for choice in choices.values()]
     command = [sys.executable, "-m", "benchmarks.gpu_acceptance", "exercise", json.dumps(specifications)]
