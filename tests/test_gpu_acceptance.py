@@ -334,3 +334,19 @@ def test_kernels_are_compiled_beside_the_stages_until_they_end(tmp_path, monkeyp
 
 def test_fault_is_no_exit_status_python_uses():
     assert FAULT not in (0, 1, 2, 120)
+
+
+def test_stages_that_others_need_have_time_to_end_however_long_their_imports_take(tmp_path, monkeypatch):
+    def command(plan, name):
+        return [
+            sys.executable,
+            "-c",
+            "import time; time.sleep(1)\n" + _FRAGILE.replace('"speed"', '"no"'),
+            name,
+            str(plan.directory),
+        ]
+
+    monkeypatch.setattr(conductor, "command", command)
+    # The share of the first stage is a fraction of a second.
+    assert conductor.conduct(conductor.Plan(tmp_path, "cpu-interpreter", ["machine", "tuning"], minutes=0.1))
+    assert read_json(tmp_path / "machine.json")["status"] == "complete"

@@ -35,8 +35,8 @@ SHARES = {
     "profiles": 70,
 }
 
-#: Stages that are worth nothing when they are cut, and the seconds that they may take beyond their share.
-PATIENCE = {"build": 240}
+#: Stages that the others need, and the seconds that they may take beyond their share; the first one's process imports meanwhile.
+PATIENCE = {"machine": 60, "build": 240}
 
 #: Stages that the next one's process must not be started beside: it would load what they are about to replace.
 ALONE = ("build",)

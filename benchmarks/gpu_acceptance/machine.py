@@ -16,7 +16,7 @@ from torch.utils import collect_env
 from rnnkernels import info
 
 from .. import machine
-from .schedules import cuda_missing, gpu
+from .schedules import cuda_missing, gpu, pretend_gpu
 from .stage import Row, Stage, describe_error
 
 #: What the driver is asked for; it is only read, never set.
@@ -60,6 +60,8 @@ def run(stage: Stage) -> None:
 
 def conditions(stage: Stage, commit: str | None) -> dict[str, Any]:
     """What every file of the run begins with."""
+    if stage.dry:
+        pretend_gpu()
     return {
         "machine": hardware_name(stage.torch_device),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

@@ -54,8 +54,8 @@ def random_cases(most: tuple[int, int, int, int]) -> Iterator[Pair]:
 
 
 def dry_cases() -> Iterator[Pair]:
-    """What Triton's interpreter computes in seconds: 16 units are the most that its grid can have there, and the fewest that that
-    of the CUDA kernels is planned for."""
+    """What Triton's interpreter computes in seconds: 16 units are the most that its grid can have there, and enough for the CUDA
+    kernels' of an LSTM."""
     yield from _both_cells("bfloat16", (2, 2, 4, 16), {"packed": True})
     yield from _both_cells("ieee", (2, 2, 3, 5), {"bidirectional": True, "proj_size": 4})
 
