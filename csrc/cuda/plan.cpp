@@ -172,8 +172,8 @@ double estimate_stepwise(const Request& request) {
   constexpr Costs costs;
   const double weights = double(request.hidden) * double(request.hidden) * (request.cell == CellName::kLstm ? 4 : 3);
   const Rate rate = rate_of(request.product);
-  const double product = std::max(weights * rate.bytes / costs.stepwise_bytes_per_microsecond,
-                                  2 * weights * double(request.batch) / rate.operations);
+  const double operations = 2 * weights * double(request.batch);
+  const double product = std::max(weights * rate.bytes / costs.stepwise_bytes_per_microsecond, operations / rate.operations);
   return (request.projected ? 2 : 1) * costs.stepwise_launches + request.directions * product;
 }
 
