@@ -4,7 +4,7 @@ There is one operator per layer (both directions), forward and backward, for eac
 ``gru_forward``, ``gru_backward``. Each exists once per *family* of backends, told apart by a prefix of the name:
 
 ==============  ==========================================================================================
-``""``          native C++ and CUDA kernels; the dispatcher picks by device
+``""``          native C++ and CUDA kernels; the dispatcher picks by device (:mod:`rnnkernels.backends.native`)
 ``triton_``     Triton kernels of :mod:`rnnkernels.backends.triton`, on GPUs, or interpreted on the CPU
 ``reference_``  the written-out equations of :mod:`rnnkernels.backends.reference`, any device and dtype
 ==============  ==========================================================================================

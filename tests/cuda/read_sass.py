@@ -119,7 +119,8 @@ def check_steps(arguments, architecture, directory):
     lines, failed = [], False
     for mangled in sorted(used):
         kernel = re.search(r"step_[a-z_]*(?=_kernel)", mangled)[0]
-        name = " ".join([kernel, *re.findall(r"Lstm|Gru|B?Float16", mangled)])
+        types = re.findall(r"Lstm|Gru|B?Float16", mangled) + re.findall(r"[EI]([df])EEv", mangled)
+        name = " ".join([kernel, *({"d": "double", "f": "float"}.get(t, t) for t in types)])
         wrong = list(complaints_about_a_step(used[mangled], opcodes[mangled]))
         failed = failed or bool(wrong)
         lines.append(f"  {name:45} {used[mangled][0]:3} registers  {'; '.join(wrong) or 'ok'}")
