@@ -1,5 +1,6 @@
 // CTAs of a whole grid: forward and backward, both cells, against the numbered equations, with rings so short that every word
 // is used again and again; and what numbers become on their way from CTA to CTA.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -77,7 +78,7 @@ void shares_keep_their_value() {
   const float sent[] = {1.5f, -0.0f, 3e38f, infinity, -infinity, NAN, 0x1p-149f, 1.0f + 0x1p-23f};
   const cuda::Partition partition{2, 8};
   std::vector<cuda::Vector16> exchange(size_t(cuda::GridScatter::bytes(partition, 1, 8) / 16));
-  bool right = true;
+  std::vector<char> right(2 * 64, 1);  // of each thread
   const auto outcome = rnnkernels::emulation::run({2, 1, 64, 1, 4096, true, 1, kSpinBound}, [&] {
     const cuda::GridScatter scatter(partition, {reinterpret_cast<unsigned char*>(exchange.data()), nullptr, 8}, 1);
     auto* shares = reinterpret_cast<float*>(device::shared_memory());
@@ -96,11 +97,13 @@ void shares_keep_their_value() {
       const double off = std::fabs(double(low) - sent[unit]);
       const bool close = std::isfinite(sent[unit]) ? off <= 0x1p-23 * std::fabs(sent[unit]) + 0x1p-149
                                                    : low == sent[unit] || (std::isnan(low) && std::isnan(sent[unit]));
-      right = right && close && std::fabs(high - 2 * float(k)) <= 0x1p-22f * float(k);
+      const bool other = std::fabs(high - 2 * float(k)) <= 0x1p-22f * float(k);
+      if (!close || !other) right[size_t(device::block_x() * 64 + lane)] = 0;
       device::cta_barrier();
     }
   });
-  CHECK(outcome.ok() && right, "shares are what was sent, but for the last bit: " + outcome.error);
+  const bool all = std::all_of(right.begin(), right.end(), [](char x) { return x != 0; });
+  CHECK(outcome.ok() && all, "shares are what was sent, but for the last bit: " + outcome.error);
 }
 
 }  // namespace
