@@ -139,6 +139,14 @@ def test_plans_follow_torchs_switch_for_recurrent_layers(gpu) -> None:
     assert microseconds["tf32"] < microseconds["ieee"]
 
 
+@pytest.mark.parametrize("name", ["lstm_forward", "lstm_backward", "gru_forward", "gru_backward"])
+def test_operators_reach_the_cuda_librarys_with_the_manner_they_are_asked_for(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rnnkernels::{name}", "CUDA")
+    arguments = [a.name for a in getattr(torch.ops.rnnkernels, name).default._schema.arguments]
+    cuda = [a.name for a in getattr(torch.ops.rnnkernels, f"cuda_{name}").default._schema.arguments]
+    assert cuda == [*arguments, "allow_tf32", *native.Wish._fields]
+
+
 @pytest.mark.skipif(_library.load_cuda().available, reason="the CUDA library is there")
 def test_without_the_library_backend_and_operators_say_so() -> None:
     assert "CUDA kernels were not built" in native.cuda_unsupported(request())
