@@ -507,9 +507,11 @@ void load_relaxed(const void* address, void* value, int bytes) {
   const Bookkeeping bookkeeping;
   maybe_yield();
   uint32_t words[4];
-  const bool older = machine->random.below(2) == 0;
+  // Of all words, of none, or of each as it comes.
+  const size_t older = machine->random.below(3);
   for (int i = 0; i < bytes / 4; ++i)
-    words[i] = machine->memory.load(current->view, static_cast<const uint32_t*>(address) + i, older);
+    words[i] = machine->memory.load(current->view, static_cast<const uint32_t*>(address) + i,
+                                    older == 0 || (older == 1 && machine->random.below(2) == 0));
   std::memcpy(value, words, size_t(bytes));
 }
 

@@ -107,7 +107,7 @@ struct Shape {
   int slices_at_once = 1;  // of a grid
 };
 
-constexpr int64_t kSpinBound = 20000;
+constexpr int64_t kSpinBound = 5000;
 
 template <class S>
 Problem problem(bool lstm, const Shape& shape, uint64_t seed) {
