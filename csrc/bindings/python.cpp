@@ -89,10 +89,10 @@ double cuda_estimate(const std::string& cell, const std::string& dtype, bool tf3
   using namespace rnnkernels::cuda;
   Costs asked;
   size_t known = 0;
-#define RNN_COST(name, value)                         \
+#define RNN_COST(name, value)                                 \
   if (const auto it = costs.find(#name); it != costs.end()) { \
-    asked.name = it->second;                          \
-    ++known;                                          \
+    asked.name = it->second;                                  \
+    ++known;                                                  \
   }
 #include "../cuda/costs.inc"
 #undef RNN_COST
@@ -122,8 +122,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("schedule") = "",
         py::arg("tile") = "", py::arg("ctas") = 0);
   m.def("cuda_estimate", &cuda_estimate,
-        "The estimated microseconds per step of one tile in one or more CTAs, by a cost model with other constants than the ones that "
-        "were compiled in (csrc/cuda/costs.inc), by name.",
+        "The estimated microseconds per step of one tile in one or more CTAs, by a cost model with other constants, by name, than "
+        "the ones that were compiled in (csrc/cuda/costs.inc).",
         py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("tf32") = false, py::arg("backward"), py::arg("hidden"),
         py::arg("batch"), py::arg("directions") = 1, py::arg("compute_capability"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("tile"), py::arg("ctas"), py::arg("costs"));

@@ -83,7 +83,8 @@ RNN_DEVICE void throw_flags(int rounds, uint32_t* flags) {
   }
 }
 
-// Two CTAs send each other words that say themselves that they have come, as the grid schedule does. words (2 lines): zero before.
+// Two CTAs send each other words that say themselves that they have come, as the grid schedule does. words (2 lines): zero
+// before.
 RNN_DEVICE void throw_words(int rounds, uint32_t* words) {
   const int own = device::block_x();
   if (device::thread() != 0 || own > 1) return;
