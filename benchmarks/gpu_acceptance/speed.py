@@ -13,6 +13,7 @@ import functools
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnkernels
+from rnnkernels.precision import of_library_products
 
 from ..cases import TORCH_CLASSES, Case, make_problem
 from . import timing
@@ -146,10 +148,9 @@ def _measure(stage: Stage, precision: str, case: Case, seconds: float) -> Row:
     baseline = TORCH_CLASSES[case.cell](**options)
     own = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}[case.cell](**options)
     own.load_state_dict(baseline.state_dict())
-    problem = make_problem(case, seed=0)
-    batch: Batch = (problem.input.data, problem.input.batch_sizes) if case.packed else (problem.input, None)
-    batch = (batch[0].to(device), batch[1])
-    grad = problem.grad_output.to(device)
+    batch = _batch(case, device)
+    width = case.H * (2 if case.bidirectional else 1)
+    grad = torch.randn(*batch[0].shape[:-1], width, device=device).to(case.torch_dtype)
     choices = best_of_each(fitting(case, precision, gpu(grad)))
     plans = {backend: planned(case, precision, grad, backend) for backend in {choice.backend for choice in choices.values()}}
     row["plan"] = {
@@ -175,6 +176,15 @@ def _measure(stage: Stage, precision: str, case: Case, seconds: float) -> Row:
     for plan, schedule in same.items():
         results[plan] = {**results[schedule], "same_as": schedule}
     return row
+
+
+def _batch(case: Case, device: torch.device) -> Batch:
+    """Drawn on the device: on the host it would take longer than what is measured. Ragged lengths as in :func:`make_problem`."""
+    if not case.packed:
+        return torch.randn(case.T, case.B, case.I, device=device).to(case.torch_dtype), None
+    short = replace(case, I=1, H=1)
+    batch_sizes = make_problem(short, seed=0).input.batch_sizes
+    return torch.randn(int(batch_sizes.sum()), case.I, device=device).to(case.torch_dtype), batch_sizes
 
 
 def _contestants(
@@ -206,7 +216,7 @@ def _products(case: Case, precision: str, input: Tensor) -> Callable[[], Any]:
     grad = x.new_empty(x.size(0), width).normal_()
 
     def call() -> list[Tensor]:
-        with switched(precision), torch.no_grad():
+        with switched(precision), of_library_products(x), torch.no_grad():
             products = [x @ w.t() for w in w_ih]
             if case.mode == "training":
                 products += [product for w in w_ih for product in (grad @ w, grad.t() @ x)]
