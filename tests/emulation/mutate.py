@@ -113,12 +113,22 @@ MUTATIONS += [
         ("another CTA's flag awaited", GRID, "wait_for_flag(&place_.flags[i]", "wait_for_flag(&place_.flags[0]"),
         ("no flag awaited", GRID, "if (k % kPeriod != 0) return;", "return;"),
         ("an epoch ahead awaited", GRID, "uint32_t(k / kPeriod));", "uint32_t(k / kPeriod + 1));"),
-        ("no barrier between parts of sums and the cell", FORWARD, "    device::cta_barrier();\n    exchange_.release(k);", "    exchange_.release(k);"),
+        (
+            "no barrier between parts of sums and the cell",
+            FORWARD,
+            "    device::cta_barrier();\n    exchange_.release(k);",
+            "    exchange_.release(k);",
+        ),
         ("shares of the use before taken", GRID, "return 1 - uint32_t(k - 1) / 2 % 2;", "return 1;"),
         ("one share of four awaited", GRID, "(j >= words || ", "(j >= 1 || "),
         ("one slot for all shares", GRID, "int(k % 2) * sources_", "0 * sources_"),
         ("no barrier after the shares", GRID, "(sum[j + 1])}});\n    }\n    device::cta_barrier();", "(sum[j + 1])}});\n    }"),
-        ("shares of another source", BACKWARD, "shares<Own::kUnits, Tile::kRows>(k, source)", "shares<Own::kUnits, Tile::kRows>(k, 0)"),
+        (
+            "shares of another source",
+            BACKWARD,
+            "shares<Own::kUnits, Tile::kRows>(k, source)",
+            "shares<Own::kUnits, Tile::kRows>(k, 0)",
+        ),
     ]
 ]
 
