@@ -54,7 +54,7 @@ MUTATIONS = [
     ),
     Mutation("wrong parity", EXCHANGE, "uint32_t((k - 1) / 2 % 2)", "uint32_t(k / 2 % 2)"),
     Mutation("no wait for h", FORWARD, "      if (k > 0) exchange_.wait(k);\n", ""),
-    Mutation("no wait for the shares of d(h)", BACKWARD, "      if (k > 0) exchange_.wait(k);\n", ""),
+    Mutation("no wait for the shares of d(h)", BACKWARD, "      if (k > 0) receive(k);\n", ""),
     Mutation("too many bytes expected", FORWARD, "Tile::kRows * int(sizeof(Operand));\n    if", "Tile::kRows * 4;\n    if"),
     Mutation(
         "too few bytes expected",
@@ -93,8 +93,8 @@ MUTATIONS = [
     Mutation(
         "shares sent to the wrong CTA",
         BACKWARD,
-        "exchange_.send(k + 1, owner,",
-        "exchange_.send(k + 1, p_.partition.ctas - 1 - owner,",
+        "exchange_.send(k, owner,",
+        "exchange_.send(k, p_.partition.ctas - 1 - owner,",
     ),
 ]
 
@@ -108,12 +108,11 @@ MUTATIONS += [
         ("a slot used again too early", GRID, "uint32_t(k) % kSlots) *", "uint32_t(k) % kPeriod) *"),
         ("slots not emptied", GRID, "if (k >= 2) device::store16", "if (false) device::store16"),
         ("slots emptied too early", GRID, "at(k - 2, row, byte)", "at(k - 1, row, byte)"),
-        ("a flag raised without a release", GRID, "device::store_release(&place_.flags[rank()], ", "(place_.flags[rank()] = "),
+        ("a flag raised without a release", GRID, "device::store_release(&place_.flags[rank()],", "(place_.flags[rank()] ="),
         ("a flag raised before what it says", GRID, "kReleasePhase = 2;", "kReleasePhase = 0;"),
         ("another CTA's flag awaited", GRID, "wait_for_flag(&place_.flags[i]", "wait_for_flag(&place_.flags[0]"),
-        ("no flag awaited", GRID, "if (k % kPeriod != 0 || k < kSlots) return;", "return;"),
-        ("an epoch ahead awaited", GRID, "uint32_t(k / kPeriod - 1)", "uint32_t(k / kPeriod + 1)"),
-        ("no barrier after the flags", GRID, "- 1));\n    device::cta_barrier();", "- 1));"),
+        ("no flag awaited", GRID, "if (k % kPeriod != 0) return;", "return;"),
+        ("an epoch ahead awaited", GRID, "uint32_t(k / kPeriod));", "uint32_t(k / kPeriod + 1));"),
         (
             "no barrier between parts of sums and the cell",
             FORWARD,

@@ -49,18 +49,18 @@ class GridGather {
   RNN_DEVICE void expect(int64_t, int) const {}
   RNN_DEVICE void finish() const {}
 
-  // Before step k reads: what was released in the period before the last is known from here on.
+  // Before step k reads: what was released in the period before is known to a thread from here on, and to all from step k's
+  // barrier on. Step k itself reads a slot that the acquire before this one was about.
   RNN_DEVICE void wait(int64_t k) const {
-    if (k % kPeriod != 0 || k < kSlots) return;
+    if (k % kPeriod != 0) return;
     for (int i = device::thread(); i < ctas_; i += device::threads())
-      device::wait_for_flag(&place_.flags[i], uint32_t(k / kPeriod - 1));
-    device::cta_barrier();
+      device::wait_for_flag(&place_.flags[i], uint32_t(k / kPeriod));
   }
   // When all warps have passed step k's barrier, and emptied the slots up to that of step k - 2 before it: says so.
   RNN_DEVICE void release(int64_t k) const {
     // The last warp has no cells where any has none.
     if (k % kPeriod == kReleasePhase && device::thread() == device::threads() - 1)
-      device::store_release(&place_.flags[rank()], uint32_t(k / kPeriod));
+      device::store_release(&place_.flags[rank()], uint32_t(k / kPeriod + 1));
   }
 
   // 16 bytes of a row of h for step k; the same lane always has the same bytes, so that it empties what it wrote.
