@@ -136,10 +136,14 @@ def interpreter(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def own_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run of the GPU acceptance gives Triton's interpreter a processor; the next test has it as it was."""
+    """A dry run of the GPU acceptance gives Triton's interpreter a processor and pretends a GPU: the next test has neither."""
     sequence = sys.modules.get("rnnkernels.backends.triton.sequence")
     if sequence is not None:
         monkeypatch.setattr(sequence, "INTERPRETER", sequence.INTERPRETER)
+    schedules = sys.modules.get("benchmarks.gpu_acceptance.schedules")
+    if schedules is not None:
+        monkeypatch.setattr(schedules, "_stand_ins", {})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", torch.cuda.get_device_properties)
 
 
 @pytest.fixture(autouse=True)
