@@ -99,7 +99,7 @@ class ForwardPass {
   RNN_DEVICE explicit ForwardPass(const ForwardArguments& arguments)
       : p_(arguments),
         shared_(device::shared_memory(), arguments.partition),
-        slice_(arguments.first_slice + device::block_x() / arguments.partition.ctas),
+        slice_((Tile::kDirect ? arguments.first_slice : 0) + device::block_x() / arguments.partition.ctas),
         direction_(device::block_y()),
         first_row_(slice_ * Tile::kRows),
         windows_(Shared::all_windows(arguments.partition)),
