@@ -4,6 +4,7 @@ by torch on the CPU. A backend "emulated" for tests, which takes CPU tensors the
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
@@ -33,11 +34,16 @@ def build() -> Path:
     if not sys.platform.startswith("linux"):
         pytest.skip("the emulation switches between stacks as Linux does")
     directory = ROOT / "build" / "emulated"
-    library = directory / "emulated_cuda.so"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes run other tests
+        return _build(directory, directory / "emulated_cuda.so")
+
+
+def _build(directory: Path, library: Path) -> Path:
     newest = max(path.stat().st_mtime for pattern in ("csrc/**/*", "tests/emulation/*") for path in ROOT.glob(pattern))
     if library.exists() and library.stat().st_mtime > max(newest, Path(torch.__file__).stat().st_mtime):
         return library
-    directory.mkdir(parents=True, exist_ok=True)
     compiler = os.environ.get("CXX") or next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     if compiler is None:
         pytest.skip("no C++ compiler: set CXX")

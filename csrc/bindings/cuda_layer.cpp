@@ -55,7 +55,8 @@ void take_weights(Layer& layer, const std::vector<Tensor>& weights) {
   STD_TORCH_CHECK(s.batch * std::max(hidden, layer.width) < std::numeric_limits<int>::max(),
                   "a batch of ", s.batch, " is too large for the CUDA kernels");
   s.hidden = int(hidden);
-  std::vector<std::pair<const char*, Sizes>> shapes = {{"w_ih", {gate_rows, layer.input_size}}, {"w_hh", {gate_rows, layer.width}}};
+  std::vector<std::pair<const char*, Sizes>> shapes = {{"w_ih", {gate_rows, layer.input_size}},
+                                                       {"w_hh", {gate_rows, layer.width}}};
   if (flags.has_biases) {
     shapes.push_back({"b_ih", {gate_rows}});
     shapes.push_back({"b_hh", {gate_rows}});

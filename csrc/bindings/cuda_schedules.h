@@ -1,5 +1,5 @@
-// The recurrence of a layer by the schedule that a plan names, on tensors. Sizes in comments as in ../cuda/arguments.h, P the width
-// of h; every tensor is of the right shape, dense unless it says otherwise.
+// The recurrence of a layer by the schedule that a plan names, on tensors. Sizes in comments as in ../cuda/arguments.h, P the
+// width of h; every tensor is of the right shape, dense unless it says otherwise.
 #pragma once
 
 #include "cuda_layer.h"

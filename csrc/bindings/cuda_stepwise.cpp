@@ -199,7 +199,8 @@ void stepwise_backward(const Layer& layer, const Gradients& gradients, const Sav
     step.dh = StepHiddenGradient{product_r->const_data_ptr(), {}, nullptr, nullptr, {}, 0};
   }
   TorchSteps machine(layer, BatchProduct(product, operand, of_directions(layer, w_hh), false, dense), std::move(project));
-  run_backward(order_of(layer), step, projects ? &projection : nullptr, gradients.output.has_value() ? gradients.step() : 0, machine);
+  const int64_t grad_output_step = gradients.output.has_value() ? gradients.step() : 0;
+  run_backward(order_of(layer), step, projects ? &projection : nullptr, grad_output_step, machine);
   torch::stable::copy_(results.h0, shaped(direct, sizes_of(results.h0)));
   if (lstm) torch::stable::copy_(*results.c0, shaped(*carry, sizes_of(*results.c0)));
   if (!needs_weights || !layer.flags.has_biases) return;

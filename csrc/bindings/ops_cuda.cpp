@@ -112,8 +112,9 @@ std::vector<Tensor> weight_gradients(const Layer& layer, const Saved& saved, con
       weights.push_back(results.biases[size_t(2 * d)]);
       weights.push_back(results.biases[size_t(2 * d + 1)]);
     }
-    if (unprojected.has_value())
-      weights.push_back(torch::stable::matmul(transposed(of_direction(*results.grad_projected, d)), of_direction(*unprojected, d)));
+    if (!unprojected.has_value()) continue;
+    const Tensor grad_projected = of_direction(*results.grad_projected, d);
+    weights.push_back(torch::stable::matmul(transposed(grad_projected), of_direction(*unprojected, d)));
   }
   return weights;
 }

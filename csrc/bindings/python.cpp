@@ -86,8 +86,8 @@ PYBIND11_MODULE(_C, m) {
         "(cpu_isa, or None and the reason in cpu_isa_error when RNNKERNELS_CPU_ISA cannot be served).");
   m.def("cuda_plan", &cuda_plan,
         "The schedule, tile and layout the CUDA kernels would take for a pass of a layer on a device with these limits, with the "
-        "estimated microseconds per step, the reason, and under \"candidates\" everything that fits. schedule, tile and ctas ask for "
-        "what is to be taken instead of the fastest.",
+        "estimated microseconds per step, the reason, and under \"candidates\" everything that fits. schedule, tile and ctas ask "
+        "for what is to be taken instead of the fastest.",
         py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("tf32") = false, py::arg("backward"), py::arg("hidden"),
         py::arg("batch"), py::arg("directions") = 1, py::arg("projected") = false, py::arg("compute_capability"),
         py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("schedule") = "",

@@ -173,7 +173,8 @@ double estimate_stepwise(const Request& request) {
   constexpr double kLaunches = 5, kBytesPerMicrosecond = 5.5e6;
   const double weights = double(request.hidden) * double(request.hidden) * (request.cell == CellName::kLstm ? 4 : 3);
   const Rate rate = rate_of(request.product);
-  const double product = std::max(weights * rate.bytes / kBytesPerMicrosecond, 2 * weights * double(request.batch) / rate.operations);
+  const double operations = 2 * weights * double(request.batch);
+  const double product = std::max(weights * rate.bytes / kBytesPerMicrosecond, operations / rate.operations);
   return (request.projected ? 2 : 1) * kLaunches + request.directions * product;
 }
 

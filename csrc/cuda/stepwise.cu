@@ -37,7 +37,8 @@ void launch_step(void (*kernel)(Arguments), int64_t rows, const Arguments& argum
 
 void launch(CellName cell, ProductName product, const StepForwardArguments& a, Stream stream) {
   with_cell_and_storage(cell, product, [&](auto of, auto storage) {
-    launch_step(step_forward_kernel<decltype(of), decltype(storage)>, rows_at_work(a.sequence, a.step), a, stream, "step_forward");
+    launch_step(step_forward_kernel<decltype(of), decltype(storage)>, rows_at_work(a.sequence, a.step), a, stream,
+                "step_forward");
   });
 }
 

@@ -50,7 +50,11 @@ template <class Real>
 class Layer {
  public:
   Layer(const Problem& problem, Rounding storage, Rounding operand)
-      : p_(problem), storage_(std::move(storage)), operand_(std::move(operand)), h_(size_t(problem.hidden)), w_(size_t(problem.width())) {}
+      : p_(problem),
+        storage_(std::move(storage)),
+        operand_(std::move(operand)),
+        h_(size_t(problem.hidden)),
+        w_(size_t(problem.width())) {}
 
   Results evaluate() {
     const size_t rows = size_t(p_.rows()), directions = size_t(p_.directions), gates = size_t(p_.gates());

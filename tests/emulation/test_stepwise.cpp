@@ -189,7 +189,8 @@ void check(const Shape& shape) {
   for (const double x : p.grad_c_n) carry_dc.push_back(R(x));
   auto back = poisoned<R>(directions * batch * w), back_r = poisoned<R>(projected ? directions * batch * h : 0);
   auto operand = poisoned<S>(directions * batch * gates * h), operand_r = poisoned<S>(projected ? directions * batch * w : 0);
-  auto grad_gates = poisoned<S>(directions * rows * gates * h), grad_projected = poisoned<S>(projected ? directions * rows * w : 0);
+  auto grad_gates = poisoned<S>(directions * rows * gates * h);
+  auto grad_projected = poisoned<S>(projected ? directions * rows * w : 0);
   auto grad_q = poisoned<S>(Cell::kHasCellState ? 0 : directions * rows * h);
   Machine<Cell, S> backward(sequence, 200);
   backward.recurrent = {operand.data(), w_hh, back.data(), int64_t(w), int64_t(gates * h), false};
