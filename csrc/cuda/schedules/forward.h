@@ -33,7 +33,8 @@ struct ForwardShared {
 
  private:
   RNN_HOST_DEVICE ForwardShared(Carver carver, const Partition& partition)
-      : arrived(carver.take<device::Mbarrier>(2)), h(carver, Tile::kDirect ? 0 : Tile::kRows * operand_stride(all_windows(partition))) {
+      : arrived(carver.take<device::Mbarrier>(2)),
+        h(carver, Tile::kDirect ? 0 : Tile::kRows * operand_stride(all_windows(partition))) {
     const int warps = Own::warps(partition.units);
     staging = carver.template take<Operand>(warps * 2 * kStaged);
     partial = carver.template take<float>(Tile::kSplits == 1 ? 0 : warps * kPartial * kPartials);
@@ -327,7 +328,8 @@ class ForwardPass {
   RNN_DEVICE void gather_parts(int64_t k, const float (&sum)[kMatrixTiles][kColumnTiles][4], Products& products) const {
     float* mine = partial(own_.warp, k);
     RNN_UNROLL
-    for (int i = 0; i < kMatrixTiles * kColumnTiles * 4; ++i) mine[i * kLanes] = sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4];
+    for (int i = 0; i < kMatrixTiles * kColumnTiles * 4; ++i)
+      mine[i * kLanes] = sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4];
     device::cta_barrier();
     exchange_.release(k);
     if (own_.has_cells()) {
