@@ -13,7 +13,8 @@
 namespace rnnkernels::cuda {
 namespace {
 
-constexpr std::initializer_list<Schedule> kSchedules = {Schedule::kOneCta, Schedule::kCluster, Schedule::kGrid, Schedule::kStepwise};
+constexpr std::initializer_list<Schedule> kSchedules = {Schedule::kOneCta, Schedule::kCluster, Schedule::kGrid,
+                                                        Schedule::kStepwise};
 constexpr std::initializer_list<TileName> kTiles = {TileName::kNarrow, TileName::kBroad, TileName::kTall, TileName::kDeep};
 constexpr std::initializer_list<TileName> kGridTiles = {TileName::kThin, TileName::kEven, TileName::kWide};
 constexpr int64_t kLargestHidden = 4096;  // beyond it no tile fits anyway; keeps the sizes below within an int

@@ -208,8 +208,8 @@ struct Layer {
   static rnnkernels::emulation::Launch launch(const Shape& shape, int64_t shared_bytes, uint64_t seed) {
     const int threads = 32 * cuda::Ownership<Cell, Tile>::warps(partition(shape).units);
     // In a grid all CTAs that wait for each other run at once; more slices than that are further launches.
-    const int slices_at_once = Tile::kDirect ? shape.slices_at_once : int(slices(shape)), cluster = Tile::kDirect ? 1 : shape.ctas;
-    return {slices_at_once * shape.ctas, shape.directions, threads, cluster, size_t(shared_bytes), Tile::kDirect, seed, kSpinBound};
+    const int at_once = Tile::kDirect ? shape.slices_at_once : int(slices(shape)), cluster = Tile::kDirect ? 1 : shape.ctas;
+    return {at_once * shape.ctas, shape.directions, threads, cluster, size_t(shared_bytes), Tile::kDirect, seed, kSpinBound};
   }
 
   // Runs a pass over all slices of the batch.

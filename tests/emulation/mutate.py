@@ -72,8 +72,8 @@ MUTATIONS = [
     Mutation(
         "sums for the other warp written too early",
         FORWARD,
-        "(warp * Shared::kPartials + k % Shared::kPartials)",
-        "(warp * Shared::kPartials)",
+        "float* mine = partial(own_.warp, k);",
+        "float* mine = partial(own_.warp, 1);",
     ),
     Mutation(
         "a tile off by one",

@@ -90,8 +90,8 @@ void shares_keep_their_value() {
     for (int64_t k = 1; k <= 7; ++k) {
       if (lane < 32)
         for (int owner = 0; owner < 2; ++owner)
-          scatter.send<8>(k, scatter.shares<8, 8>(k, scatter.rank()), owner * 8 + unit, row, scatter.rank() == 0 ? 0.0f : sent[unit],
-                          float(k));
+          scatter.send<8>(k, scatter.shares<8, 8>(k, scatter.rank()), owner * 8 + unit, row,
+                          scatter.rank() == 0 ? 0.0f : sent[unit], float(k));
       scatter.receive<8, 8, 10>(k, shares);
       float low = 0, high = 0;
       for (int fold = 0; fold < cuda::GridScatter::folds(64, 8, 8); ++fold) {

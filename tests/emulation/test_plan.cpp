@@ -36,7 +36,8 @@ void every_plan_fits() {
               CHECK(plan.partition.ctas * plan.partition.units >= hidden, name);
               const bool grid = plan.schedule == Schedule::kGrid;
               CHECK(plan.partition.ctas <= (grid ? device.multiprocessors : device.most_cluster), name);
-              CHECK(plan.slices_at_once > 0 && (!grid || plan.slices_at_once * plan.partition.ctas <= device.multiprocessors), name);
+              const int at_once = plan.slices_at_once * plan.partition.ctas;
+              CHECK(at_once > 0 && (!grid || at_once <= device.multiprocessors), name);
               CHECK(plan.shared_bytes <= device.shared_bytes, name);
               CHECK(plan.threads % 32 == 0 && plan.threads > 0 && plan.threads <= 256, name);
               CHECK((plan.partition.ctas == 1) == (plan.schedule == Schedule::kOneCta), name);

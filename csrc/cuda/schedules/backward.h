@@ -123,7 +123,7 @@ class BackwardPass {
         division_(arguments.partition),
         shared_(device::shared_memory(), arguments.partition),
         direction_(device::block_y()),
-        slice_(arguments.first_slice + device::block_x() / arguments.partition.ctas),
+        slice_((Tile::kDirect ? arguments.first_slice : 0) + device::block_x() / arguments.partition.ctas),
         first_row_(slice_ * Tile::kRows),
         exchange_(exchange(arguments)),
         first_unit_(exchange_.rank() * arguments.partition.units),

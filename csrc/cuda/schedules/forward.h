@@ -33,7 +33,8 @@ struct ForwardShared {
 
  private:
   RNN_HOST_DEVICE ForwardShared(Carver carver, const Partition& partition)
-      : arrived(carver.take<device::Mbarrier>(2)), h(carver, Tile::kDirect ? 0 : Tile::kRows * operand_stride(all_windows(partition))) {
+      : arrived(carver.take<device::Mbarrier>(2)),
+        h(carver, Tile::kDirect ? 0 : Tile::kRows * operand_stride(all_windows(partition))) {
     const int warps = Own::warps(partition.units);
     staging = carver.template take<Operand>(warps * 2 * kStaged);
     partial = carver.template take<float>(Tile::kSplits == 1 ? 0 : warps * kPartial * kPartials);
@@ -99,7 +100,7 @@ class ForwardPass {
   RNN_DEVICE explicit ForwardPass(const ForwardArguments& arguments)
       : p_(arguments),
         shared_(device::shared_memory(), arguments.partition),
-        slice_(arguments.first_slice + device::block_x() / arguments.partition.ctas),
+        slice_((Tile::kDirect ? arguments.first_slice : 0) + device::block_x() / arguments.partition.ctas),
         direction_(device::block_y()),
         first_row_(slice_ * Tile::kRows),
         windows_(Shared::all_windows(arguments.partition)),
@@ -327,7 +328,8 @@ class ForwardPass {
   RNN_DEVICE void gather_parts(int64_t k, const float (&sum)[kMatrixTiles][kColumnTiles][4], Products& products) const {
     float* mine = partial(own_.warp, k);
     RNN_UNROLL
-    for (int i = 0; i < kMatrixTiles * kColumnTiles * 4; ++i) mine[i * kLanes] = sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4];
+    for (int i = 0; i < kMatrixTiles * kColumnTiles * 4; ++i)
+      mine[i * kLanes] = sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4];
     device::cta_barrier();
     exchange_.release(k);
     if (own_.has_cells()) {
