@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "schedules/backward.h"
-#include "schedules/forward.h"
+#include "schedules/backward_layout.h"
+#include "schedules/forward_layout.h"
 #include "tiles.h"
 
 namespace rnnkernels::cuda {

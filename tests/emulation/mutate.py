@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORWARD, BACKWARD = "csrc/cuda/schedules/forward.h", "csrc/cuda/schedules/backward.h"
+FORWARD_LAYOUT, BACKWARD_LAYOUT = "csrc/cuda/schedules/forward_layout.h", "csrc/cuda/schedules/backward_layout.h"
 STEPS, STEP_ORDER = "csrc/cuda/schedules/stepwise.h", "csrc/cuda/stepwise.cpp"
 EXCHANGE, LAYOUT = "csrc/cuda/schedules/exchange.h", "csrc/cuda/schedules/layout.h"
 GRID = "csrc/cuda/schedules/grid.h"
@@ -81,10 +82,10 @@ MUTATIONS = [
         "const int first = first_unit_ + own_.block * Own::kUnits;",
         "const int first = first_unit_ + own_.block * Own::kUnits + 8;",
     ),
-    Mutation("a weight tile off by one", BACKWARD, "place.pass) + place.tile) *", "place.pass) + place.tile + 1) *"),
+    Mutation("a weight tile off by one", BACKWARD_LAYOUT, "place.pass) + place.tile) *", "place.pass) + place.tile + 1) *"),
     Mutation(
         "shared memory too small",
-        FORWARD,
+        FORWARD_LAYOUT,
         "warps * 2 * kStaged",
         "warps * kStaged",
         ("AddressSanitizer",),
@@ -148,7 +149,7 @@ MUTATIONS += [
     ]
 ]
 
-RUNTIME = [f"csrc/emulation/{name}.cpp" for name in ("runtime", "collectives", "global_memory")]
+RUNTIME = [f"csrc/emulation/{name}.cpp" for name in ("runtime", "mechanisms", "collectives", "global_memory")]
 MAIN = ["tests/cpp/main.cpp", "csrc/cpu/dispatch.cpp"]
 FLAGS = ["-std=c++17", "-O1", "-g1", "-DRNNKERNELS_EMULATION_GUARDS", "-DRNNKERNELS_TEST_FEW"]
 # Flags of the kernels, then of the runtime. Where nothing is instrumented, compiling is what takes long.
