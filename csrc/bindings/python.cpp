@@ -1,5 +1,5 @@
-// The optional module rnnkernels._C: facts about this build, plans of the CUDA kernels, and streams. The operators do not
-// need it.
+// The optional module rnnkernels._C: facts about this build, plans of the CUDA kernels, streams, and what the machine can do
+// at most. The operators do not need it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,6 +10,7 @@
 #include "../cpu/dispatch.h"
 #include "../cuda/plan.h"
 #include "stream.h"
+#include "wall.h"
 
 namespace py = pybind11;
 
@@ -70,7 +71,7 @@ py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool backw
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Facts about the native build of rnnkernels, plans of its CUDA kernels, and streams.";
+  m.doc() = "Facts about the native build of rnnkernels, plans of its CUDA kernels, streams, and the machine's limits.";
   m.def("build_info", &build_info,
         "Compiler, flags, torch version and instruction sets of the build, and the set chosen in this process "
         "(cpu_isa, or None and the reason in cpu_isa_error when RNNKERNELS_CPU_ISA cannot be served).");
@@ -81,4 +82,5 @@ PYBIND11_MODULE(_C, m) {
         py::arg("directions") = 1, py::arg("projected") = false, py::arg("compute_capability"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("persistent_only") = false);
   rnnkernels::python::bind_stream(m);
+  rnnkernels::python::bind_wall(m);
 }
