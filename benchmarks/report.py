@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import wall
 from .cases import Case
 from .providers import OURS
+from .results import Result, load, providers
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -19,15 +20,30 @@ _BEGIN, _END = "<!-- benchmark: {path} -->", "<!-- end of benchmark -->"
 _BLOCK = re.compile(_BEGIN.format(path="(.+?)") + r"\n.*?" + _END, re.DOTALL)
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: Result) -> str:
     """The whole report."""
-    parts = [f"# {result['machine']['name']}", conditions(result)]
+    parts = [f"# {result['machine']['name']}", conditions(result), wall.describe(result["wall"]), *absences(result)]
     for provider in _contestants(result):
         parts += [f"## {provider}", summary(result, provider), losses(result, provider)]
     return "\n\n".join([*parts, "## Every case", every_case(result)]) + "\n"
 
 
-def conditions(result: dict[str, Any]) -> str:
+def console(result: Result) -> str:
+    """What a run prints when it is done."""
+    parts = []
+    for provider in _contestants(result):
+        parts.append(f"{provider}\n{summary(result, provider)}")
+    parts += [losses(result, OURS)] * (OURS in _contestants(result))
+    return "\n\n".join([*parts, *absences(result), wall.describe(result["wall"]), conditions(result)])
+
+
+def absences(result: Result) -> list[str]:
+    """Who was asked for and could not be measured, and why: nothing, or one paragraph."""
+    reasons = [f"{name}: {reason}" for name, reason in result["absent"].items()]
+    return [f"Not measured: {'; '.join(reasons)}."] if reasons else []
+
+
+def conditions(result: Result) -> str:
     """One paragraph: on what, with what and how the figures were measured."""
     versions, settings = result["versions"], result["settings"]
     threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
@@ -37,11 +53,11 @@ def conditions(result: dict[str, Any]) -> str:
         "first, then all providers interleaved in one process for at least "
         f"{settings['min_rounds']} rounds; a case's speed-up is the median of its rounds' ratios, a class's the geometric mean "
         f"of its cases. The machine's load average was {result['load_average_before']} before and "
-        f"{result['load_average_after']} after."
+        f"{result.get('load_average_after')} after."
     )
 
 
-def summary(result: dict[str, Any], provider: str) -> str:
+def summary(result: Result, provider: str) -> str:
     """The classes' geometric means with their worst and best case."""
     lines = ["| class | cases | speed-up over torch.nn | worst | best |", "|---|--:|--:|--:|--:|"]
     groups: dict[str, list[float]] = {}
@@ -53,7 +69,7 @@ def summary(result: dict[str, Any], provider: str) -> str:
     return "\n".join(lines)
 
 
-def losses(result: dict[str, Any], provider: str) -> str:
+def losses(result: Result, provider: str) -> str:
     """The cases that are slower than torch.nn, worst first, then those that were not timed, each with its reason."""
     slower = sorted(
         (entry["speedup"], str(Case(**row["case"]))) for row, entry in _timed(result, provider) if entry["speedup"] < 1
@@ -70,7 +86,7 @@ def losses(result: dict[str, Any], provider: str) -> str:
     return "\n".join(lines).strip()
 
 
-def every_case(result: dict[str, Any]) -> str:
+def every_case(result: Result) -> str:
     """Median and p20 to p80 of each case and provider, in milliseconds."""
     names = [result["baseline"], *_contestants(result)]
     lines = ["| case | " + " | ".join(f"{name}, ms" for name in names) + " |", "|---|" + "--:|" * len(names)]
@@ -86,7 +102,7 @@ def every_case(result: dict[str, Any]) -> str:
 
 def readme_block(path: Path) -> str:
     """The README's table for one result file under the repository's root."""
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = load(path)
     begin = _BEGIN.format(path=path.resolve().relative_to(ROOT).as_posix())
     return "\n".join([begin, _readme_table(result), "", conditions(result), "", _readme_losses(result), _END])
 
@@ -107,7 +123,7 @@ def readme_is_current() -> bool:
     return found is not None and found[0] == readme_block(ROOT / found[1])
 
 
-def _readme_table(result: dict[str, Any]) -> str:
+def _readme_table(result: Result) -> str:
     """Variants down, cell and mode across: geometric mean (worst case)."""
     speedups: dict[tuple[str, str], list[float]] = {}
     columns, variants = [], []
@@ -127,7 +143,7 @@ def _readme_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _readme_losses(result: dict[str, Any]) -> str:
+def _readme_losses(result: Result) -> str:
     speedups = [entry["speedup"] for _, entry in _timed(result, OURS)]
     slower = sum(speedup < 1 for speedup in speedups)
     return f"Slower than torch.nn in {slower} of {len(speedups)} cases; `python -m benchmarks report` lists them."
@@ -136,13 +152,13 @@ def _readme_losses(result: dict[str, Any]) -> str:
 # --- shared --------------------------------------------------------------------------------------------------------------
 
 
-def _contestants(result: dict[str, Any]) -> list[str]:
-    return [name for name in result["cases"][0]["results"] if name != result["baseline"]]
+def _contestants(result: Result) -> list[str]:
+    return providers(result)[1:]
 
 
-def _timed(result: dict[str, Any], provider: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _timed(result: Result, provider: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for row in result["cases"]:
-        entry = row["results"][provider]
+        entry = row["results"].get(provider, {})
         if "speedup" in entry:
             yield row, entry
 
