@@ -32,7 +32,8 @@ def console(result: Result) -> str:
     """What a run prints when it is done."""
     parts = []
     for provider in _contestants(result):
-        parts.append(f"{provider}\n{summary(result, provider)}")
+        if any(_timed(result, provider)):
+            parts.append(f"{provider}\n{summary(result, provider)}")
     parts += [losses(result, OURS)] * (OURS in _contestants(result))
     return "\n\n".join([*parts, *absences(result), wall.describe(result["wall"]), conditions(result)])
 

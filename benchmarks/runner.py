@@ -101,10 +101,18 @@ def failures(result: Result) -> list[str]:
 
 
 def _check_same(result: Result, earlier: Result) -> None:
-    different = [key for key in _SAME if result[key] != earlier.get(key)]
+    now, then = _flat({key: result[key] for key in _SAME}), _flat({key: earlier.get(key) for key in _SAME})
+    different = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in now | then if now.get(key) != then.get(key)]
     if different:
-        words = "; ".join(f"{key} was {earlier.get(key)}, is {result[key]}" for key in different)
-        raise OtherSettings(f"the earlier run cannot be taken up again: {words}")
+        raise OtherSettings(f"the earlier run cannot be taken up again: {'; '.join(different)}")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, names joined by dots."""
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_flat(part, f"{name}.{key}" if name else key) for key, part in value.items())
+    return {key: part for flat in parts for key, part in flat.items()}
 
 
 def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settings, limits: dict[str, Any]) -> Row:

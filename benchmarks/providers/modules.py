@@ -89,19 +89,20 @@ def _pass(
 
 
 def _streaming(module: Any, x: Tensor) -> Prepared:
-    fresh = _stream_step if hasattr(module, "stream") and x.dtype != torch.float16 else _module_step
-    step = fresh(module)
+    batch = x.size(1)
+    streams = hasattr(module, "stream") and x.dtype != torch.float16
+
+    def fresh() -> Callable[[Tensor], Tensor]:
+        return module.stream(batch).step if streams else _module_step(module)
+
+    step = fresh()
 
     @torch.no_grad()
     def results() -> Results:
-        own = fresh(module)
-        return {"output": torch.stack([own(row).view(x.size(1), -1).clone() for row in x])}
+        own = fresh()
+        return {"output": torch.stack([own(row).view(batch, -1).clone() for row in x])}
 
     return Prepared(torch.no_grad()(functools.partial(step, x[0])), results)
-
-
-def _stream_step(module: Any) -> Callable[[Tensor], Tensor]:
-    return module.stream().step
 
 
 def _module_step(module: nn.Module) -> Callable[[Tensor], Tensor]:
