@@ -78,7 +78,7 @@ def losses(result: Result, provider: str) -> str:
     missing = [
         (entry.get("error") or entry.get("unsupported"), str(Case(**row["case"])))
         for row in result["cases"]
-        if "median_s" not in (entry := row["results"][provider])
+        if "median_s" not in (entry := row["results"].get(provider, {}))
     ]
     total = len(result["cases"])
     lines = [f"Slower than torch.nn in {len(slower)} of {total} cases{':' if slower else '.'}", ""]
@@ -92,7 +92,7 @@ def every_case(result: Result) -> str:
     names = [result["baseline"], *_contestants(result)]
     lines = ["| case | " + " | ".join(f"{name}, ms" for name in names) + " |", "|---|" + "--:|" * len(names)]
     for row in result["cases"]:
-        entries = [row["results"][name] for name in names]
+        entries = [row["results"].get(name, {}) for name in names]
         cells = [f"{_ms(e['median_s'])} ({_ms(e['p20_s'])} to {_ms(e['p80_s'])})" if "median_s" in e else "—" for e in entries]
         lines.append(f"| {Case(**row['case'])} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ import timeit
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils import benchmark
@@ -109,8 +110,17 @@ def p20_p50_p80(values: list[float]) -> tuple[float, float, float]:
 class CacheFlush:
     """Writes and reads twice the largest cache: what comes after finds nothing of its own in it."""
 
-    def __init__(self, device: torch.device | str, size: int = 2**27) -> None:
-        self.memory = torch.zeros(size // 4, device=device)
+    def __init__(self, device: torch.device | str) -> None:
+        self.memory = torch.zeros(2 * largest_cache(device) // 4, device=device)
 
     def __call__(self) -> None:
         self.memory.add_(1)
+
+
+def largest_cache(device: torch.device | str) -> int:
+    """Bytes of the last cache before memory; where nobody says, more than most have."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes), default=2**26)
