@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks run``, ``report``, ``targets``, ..."""
+"""The command line: ``python -m benchmarks`` with run, report, compare, explain and targets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import grids, machine, providers, report, results, runner, targets, wall
+from . import compare, explain, figures, grids, machine, providers, report, results, runner, targets, wall
 from .cases import MODES, Case
 
 
@@ -79,9 +79,59 @@ def _names(text: str) -> list[str]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    print(report.render(results.load(options.file)), end="")
+    result = results.load(options.file)
+    drawn = figures.draw_all(options.file, result, options.figures) if options.figures else []
+    text = report.render(result, [path.name for path in drawn])
+    if options.figures:
+        (options.figures / "report.md").write_text(text, encoding="utf-8")
+        print(f"written to {options.figures}: report.md, {', '.join(path.name for path in drawn)}")
+    else:
+        print(text, end="")
     if options.update_readme:
         report.update_readme(options.file)
+    if options.update_docs:
+        report.update_documents()
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    before, after = results.load(options.before), results.load(options.after)
+    names = options.providers.split(",") if options.providers else None
+    found = compare.changes(before, after, names, options.by)
+    print(compare.render(before, after, found, options.by))
+    if options.fail_above is None:
+        return 0
+    worse = compare.worse_than(found, options.fail_above)
+    for change in worse:
+        print(f"slower: {change.case}, {change.provider}: {change.ratio:.3f}", file=sys.stderr)
+    return 1 if worse or not found else 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    case = Case(
+        options.cell,
+        options.mode,
+        1 if options.mode == "streaming" else options.T,
+        options.B,
+        options.I or options.H,
+        options.H,
+        dtype=options.dtype,
+        packed=options.packed,
+        bidirectional=options.bidirectional,
+        proj_size=options.proj_size,
+        num_layers=options.layers,
+    )
+    if options.file is not None:
+        result = results.load(options.file)
+    else:
+        torch.set_num_threads(options.threads)
+        contestants = [providers.make(name) for name in _names(options.providers)]
+        settings = runner.Settings(options.seconds, 7, options.threads, seed=0, memory=False)
+        result = runner.run([case], contestants, settings, quiet=True)
+    rows = [row for row in result["cases"] if Case(**row["case"]) == case]
+    if not rows:
+        raise ValueError(f"{options.file} has no {case}")
+    print(explain.render(result, rows[0]))
     return 0
 
 
@@ -130,7 +180,19 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("report", help="render a result file as Markdown")
     show.set_defaults(command=_report)
     show.add_argument("file", type=Path)
+    show.add_argument("--figures", type=Path, metavar="DIR", help="write report.md and its figures there instead")
     show.add_argument("--update-readme", action="store_true", help="render the README's table from this file, too")
+    show.add_argument("--update-docs", action="store_true", help="render every document's tables anew, from the files they name")
+
+    pair = commands.add_parser("compare", help="two result files side by side")
+    pair.set_defaults(command=_compare)
+    pair.add_argument("before", type=Path)
+    pair.add_argument("after", type=Path)
+    pair.add_argument("--providers", metavar="NAMES", help="only these")
+    pair.add_argument("--by", choices=compare.BY, default="time", help="compare times, or speed-ups (for different machines)")
+    pair.add_argument("--fail-above", type=float, metavar="RATIO", help="status 1 if a case is significantly slower than this")
+
+    _add_explain(commands.add_parser("explain", help="how far one case is from what the machine can do, and why"))
 
     judge = commands.add_parser("targets", help="what a result file says of the project's targets")
     judge.set_defaults(command=_targets)
@@ -165,6 +227,23 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     how.add_argument("--no-memory", action="store_true", help="do not measure peaks of memory")
     how.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(default: torch's, %(default)s)")
     how.add_argument("--seed", type=int, default=0)
+
+
+def _add_explain(why: argparse.ArgumentParser) -> None:
+    why.set_defaults(command=_explain)
+    why.add_argument("--file", type=Path, help="explain what this result file measured, instead of measuring now")
+    why.add_argument("--cell", choices=["lstm", "gru"], default="lstm")
+    why.add_argument("--mode", choices=list(MODES), default="inference")
+    for name, default, help in (("T", 100, "steps"), ("B", 1, "sequences"), ("H", 128, "hidden size"), ("I", 0, "input size; H")):
+        why.add_argument(f"--{name}", type=int, default=default, help=help)
+    why.add_argument("--dtype", choices=["float32", "float64", "bfloat16", "float16"], default="float32")
+    why.add_argument("--layers", type=int, default=1)
+    why.add_argument("--proj-size", type=int, default=0)
+    why.add_argument("--packed", action="store_true")
+    why.add_argument("--bidirectional", action="store_true")
+    why.add_argument("--providers", default=providers.OURS, metavar="NAMES")
+    why.add_argument("--threads", type=int, default=torch.get_num_threads())
+    why.add_argument("--seconds", type=float, default=0.5)
 
 
 if __name__ == "__main__":

@@ -46,12 +46,14 @@ def run(
     settings: Settings,
     earlier: Result | None = None,
     save: Callable[[Result], None] = lambda result: None,
+    quiet: bool = False,
 ) -> Result:
     """The result file's content. A provider that fails the gate has an "error" in place of times.
 
     Args:
         earlier: a result to take up again; its cases are not measured anew.
         save: called with what there is after every case.
+        quiet: show no progress.
 
     Raises:
         OtherSettings: ``earlier`` does not fit.
@@ -81,7 +83,7 @@ def run(
     else:
         result["wall"] = wall.measure(settings.threads, settings.device, min(0.2, settings.seconds))
     done = {Case(**row["case"]): row for row in earlier["cases"]} if earlier else {}
-    progress = tqdm(cases, unit="case")
+    progress = tqdm(cases, unit="case", disable=quiet)
     for case in progress:
         progress.set_postfix_str(str(case))
         result["cases"].append(done.get(case) or _row(case, contestants, settings, result["wall"]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import machine, providers, report, results, runner
+from benchmarks import figures, machine, providers, report, results, runner
 from benchmarks.cases import Case, make_problem
 from benchmarks.gate import Gate, Mismatch
 from benchmarks.grids import GRIDS
@@ -215,22 +215,40 @@ def test_machines_are_named_by_hardware():
     assert machine.slug("2 cores Zen 4") == "2-cores-zen-4"
 
 
-def test_readme_table_is_what_its_result_file_renders_to():
-    assert report.readme_is_current(), "run: python -m benchmarks report FILE --update-readme"
+@pytest.mark.parametrize("document", report.documents(), ids=lambda path: path.name)
+def test_tables_in_documents_are_what_their_result_files_render_to(document):
+    assert report.stale_tables(document) == [], "run: python -m benchmarks report FILE --update-docs"
 
 
-def test_readme_table_follows_the_result_file(tmp_path, monkeypatch, tiny_result):
+def test_the_readme_has_its_table():
+    assert report.README.read_text(encoding="utf-8").count("<!-- benchmark: ") == 1
+
+
+def test_figures_are_drawn_from_committed_result_files():
+    sources = {figures.source(path) for path in (report.ROOT / "benchmarks" / "results").glob("*/*.json")}
+    folders = ("docs", "benchmarks/results")
+    drawn = [p for folder in folders for p in (report.ROOT / folder).rglob("*.png") if p.stem in figures.FIGURES]
+    stale = [path for path in drawn if figures.source_of(path) not in sources]
+    assert stale == [], "run: python -m benchmarks report FILE --figures DIR"
+
+
+def test_tables_follow_their_result_files(tmp_path, monkeypatch, tiny_result):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
-    path = tmp_path / "tiny.json"
-    path.write_text(json.dumps(tiny_result))
+    path, guide = tmp_path / "tiny.json", tmp_path / "docs" / "guide.md"
+    results.save(tiny_result, path)
     report.README.write_text("before\n<!-- benchmark: other.json -->\nstale\n<!-- end of benchmark -->\nafter\n")
+    guide.parent.mkdir()
+    guide.write_text("<!-- targets: tiny.json -->\n<!-- end of targets -->\n")
     report.update_readme(path)
-    assert report.readme_is_current()
+    report.update_documents()
     assert report.README.read_text().startswith("before\n<!-- benchmark: tiny.json -->\n| speed-up (worst case) | LSTM inference")
-    tiny_result["cases"][0]["results"]["rnnkernels"]["speedup"] = 123.0
-    path.write_text(json.dumps(tiny_result))
-    assert not report.readme_is_current()
+    assert guide.read_text().startswith("<!-- targets: tiny.json -->\n| target | against |")
+    assert [report.stale_tables(document) for document in (report.README, guide)] == [[], []]
+    tiny_result["cases"][0]["results"]["rnnkernels"] |= {"speedup": 123.0, "samples_s": [1e-9] * 9}
+    tiny_result["cases"][0]["results"]["torch.nn"]["samples_s"] = [1.0] * 9
+    results.save(tiny_result, path)
+    assert [report.stale_tables(document) for document in (report.README, guide)] == [["tiny.json"], ["tiny.json"]]
 
 
 # --- one run, several goes -------------------------------------------------------------------------------------------------
