@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
     torch.set_num_threads(settings.threads)  # before a peer starts its own
     out = options.out or report.ROOT / "out" / f"{machine.slug(machine.describe(options.device)['name'])}.json"
     earlier = results.load(out) if options.resume and out.exists() else None
-    contestants = [providers.make(name) for name in _names(options.providers)]
+    contestants = [providers.make(name, settings.device) for name in _names(options.providers)]
     result = runner.run(cases, contestants, settings, earlier, lambda partial: results.save(partial, out))
     results.save(result, out)
     print(report.console(result))

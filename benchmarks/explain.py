@@ -9,14 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import torch
-
-import rnnkernels
 from rnnkernels import backends, info
 
 from . import flops, wall
 from .cases import Case
-from .providers import BASELINE, OURS
+from .providers import BASELINE, OURS, modules
 from .results import Result, Row
 
 _WORDS = {
@@ -31,7 +28,8 @@ def render(result: Result, row: Row, name: str = OURS) -> str:
     case = Case(**row["case"])
     threads = result["settings"]["threads"]
     lines = [f"{case}", f"on {result['machine']['name']}, {threads} thread{'s' * (threads > 1)}", ""]
-    lines += [f"{'computed by':<14}{_computed_by(case)}", f"{'divided':<14}{_division(case, threads)}"]
+    lines.append(f"{'computed by':<14}{_computed_by(case, result['device'])}")
+    lines += [f"{'divided':<14}{_division(case, threads)}"] * (result["device"] == "cpu")
     lines += [f"{'torch.nn ran':<14}{row['baseline_kernel'] or 'not recorded'}", "", *_times(row), ""]
     lines += [*_work(case, row), ""]
     entry = row["results"].get(name, {})
@@ -69,23 +67,13 @@ def _verdict(case: Case, row: Row, name: str, bounds: dict[str, float], threads:
     return lines
 
 
-def _computed_by(case: Case) -> str:
-    request = backends.Request(
-        cell=case.cell,
-        device=torch.device("cpu"),
-        dtype=case.torch_dtype,
-        input_size=case.I,
-        hidden_size=case.H,
-        proj_size=case.proj_size,
-        num_layers=case.num_layers,
-        bidirectional=case.bidirectional,
-        packed=case.packed,
-    )
+def _computed_by(case: Case, device: str) -> str:
     if case.mode == "streaming":
         return f"a stream: weights packed once, {_isa()}"
-    explanation = rnnkernels.explain(request)
+    explanation = backends.explain_request(modules.request(case, device), case.B)
     chosen = explanation.chosen or "nobody"
-    return f"{chosen}: {backends.get(chosen).description}" + (f", {_isa()}" if chosen == "cpu" else "")
+    details = {"cpu": _isa()}.get(chosen, explanation.schedules)
+    return f"{chosen}: {backends.get(chosen).description}" + (f", {details}" if details else "")
 
 
 def _isa() -> str:

@@ -107,7 +107,7 @@ def test_a_wrong_provider_is_refused_and_not_timed():
 
 def test_a_refused_provider_makes_the_command_fail(monkeypatch, tmp_path, capsys):
     real = providers.make
-    monkeypatch.setattr(providers, "make", lambda name: _wrong(1e-3) if name == "wrong" else real(name))
+    monkeypatch.setattr(providers, "make", lambda name, device: _wrong(1e-3) if name == "wrong" else real(name, device))
     arguments = ["run", "--grid", "tiny", "--only", "LSTM inference, dense", "--providers", "wrong", *QUICK]
     assert command.main([*arguments, "--out", str(tmp_path / "wrong.json")]) == 1
     assert "refused: LSTM inference, dense" in capsys.readouterr().err

@@ -102,6 +102,11 @@ def test_a_peer_that_is_not_installed_is_named_as_such(name, monkeypatch):
     assert "not installed" in providers.make(name).absent
 
 
+def test_peers_of_the_cpu_are_absent_elsewhere():
+    assert "not on cuda" in providers.make("jax", "cuda").absent
+    assert "tensors are on cuda" in providers.make("rnnkernels:cpu", "cuda").unsupported(DENSE)
+
+
 def test_jax_says_when_it_was_started_with_other_threads(monkeypatch):
     pytest.importorskip("jax")
     monkeypatch.setattr(jax_scan, "_threads", lambda: 7)

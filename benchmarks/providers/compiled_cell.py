@@ -19,9 +19,9 @@ from .base import Provider
 from .modules import prepare
 
 
-def provider(name: str) -> Provider:
+def provider(name: str, device: str = "cpu") -> Provider:
     compilers = [compiler for compiler in ("c++", "g++", "clang++") if shutil.which(compiler)]
-    absent = None if compilers or torch.cuda.is_available() else "torch.compile finds no C++ compiler"
+    absent = None if compilers or device != "cpu" else "torch.compile finds no C++ compiler"
     return Provider(name, functools.partial(prepare, {"lstm": _LSTM, "gru": _GRU}), _unsupported, absent=absent)
 
 
