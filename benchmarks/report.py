@@ -60,8 +60,17 @@ def conditions(result: Result) -> str:
         "first, then all providers interleaved in one process for at least "
         f"{settings['min_rounds']} rounds; a case's speed-up is the median of its rounds' ratios, a class's the geometric mean "
         f"of its cases. The machine's load average was {result['load_average_before']} before and "
-        f"{result.get('load_average_after')} after."
+        f"{result.get('load_average_after')} after.{_others(result)}"
     )
+
+
+def _others(result: Result) -> str:
+    """What other processes took of the processors, as a sentence, where it was measured."""
+    shares = [row["others_share"] for row in result["cases"] if row.get("others_share") is not None]
+    if not shares:
+        return ""
+    mean, most = (round(100 * share) for share in (statistics.mean(shares), max(shares)))
+    return f" Other processes took {mean} % of the processors' time, in the worst case {most} %."
 
 
 def summary(result: Result, provider: str) -> str:

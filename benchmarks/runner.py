@@ -121,6 +121,7 @@ def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settin
     problem = make_problem(case, settings.seed, settings.device)
     rows = sum(problem.lengths)
     seconds = min(0.05, settings.seconds)
+    others = machine.Others()
     with _kept_on(settings.threads):
         before = wall.rate(case, limits, settings.threads, seconds)
         measured = _measure(problem, contestants, settings)
@@ -131,6 +132,7 @@ def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settin
         "rows": rows,
         "operations": flops.operations(case, rows),
         "wall_flops": max(before, after) if before and after else None,
+        "others_share": others.share(),
         "baseline_kernel": baseline.kernel(case, settings.device),
         "results": measured,
     }

@@ -75,6 +75,7 @@ def test_result_file_has_the_times_of_every_case_and_provider(tiny_result):
     assert [Case(**row["case"]) for row in tiny_result["cases"]] == list(GRIDS["tiny"]())
     for row in tiny_result["cases"]:
         assert row["group"] == Case(**row["case"]).group
+        assert row["operations"] > 0 and (row["others_share"] is None or 0 <= row["others_share"] <= 1)
         assert set(row["results"]) == {"torch.nn", "rnnkernels", "rnnkernels:reference"}
         for entry in row["results"].values():
             assert len(entry["samples_s"]) == entry["rounds"]
@@ -207,6 +208,15 @@ def test_the_report_shows_every_class_every_loss_and_every_case(tiny_result):
         assert f"| {Case(**row['case'])} |" in text
     slower = [row for row in tiny_result["cases"] if row["results"]["rnnkernels:reference"]["speedup"] < 1]
     assert f"Slower than torch.nn in {len(slower)} of {len(tiny_result['cases'])} cases" in text
+
+
+def test_what_other_processes_take_is_told_from_what_this_one_takes():
+    others = machine.Others()
+    if others.begin is None:
+        pytest.skip("the system does not say")
+    # 10 seconds of two processors, 12 of them busy, 9 by this process.
+    others.begin = tuple(now - passed for now, passed in zip(others._now(), (20.0, 12.0, 9.0), strict=True))
+    assert others.share() == pytest.approx(0.15, abs=0.02)
 
 
 def test_machines_are_named_by_hardware():
