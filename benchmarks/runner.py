@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -77,18 +76,21 @@ def run(
         "load_average_before": machine.load_average(),
         "cases": [],
     }
+    rows: dict[Case, Row] = {}
     if earlier is not None:
-        _check_same(result, earlier)
+        rows = {Case(**row["case"]): row for row in earlier["cases"]}
+        _check_same(result, earlier, [str(case) for case in rows if case not in set(cases)])
         result |= {key: earlier[key] for key in ("date", "load_average_before", "wall", "clocks")}
     else:
         result["wall"] = wall.measure(settings.threads, settings.device, min(0.2, settings.seconds))
-    done = {Case(**row["case"]): row for row in earlier["cases"]} if earlier else {}
     progress = tqdm(cases, unit="case", disable=quiet)
     for case in progress:
         progress.set_postfix_str(str(case))
-        result["cases"].append(done.get(case) or _row(case, contestants, settings, result["wall"]))
-        if case not in done:
+        if case not in rows:
+            rows[case] = _row(case, contestants, settings, result["wall"])
+            result["cases"] = [rows[case] for case in cases if case in rows]
             save(result)
+    result["cases"] = [rows[case] for case in cases]
     return {**result, "load_average_after": machine.load_average()}
 
 
@@ -102,9 +104,10 @@ def failures(result: Result) -> list[str]:
     ]
 
 
-def _check_same(result: Result, earlier: Result) -> None:
+def _check_same(result: Result, earlier: Result, strangers: Sequence[str]) -> None:
     now, then = _flat({key: result[key] for key in _SAME}), _flat({key: earlier.get(key) for key in _SAME})
     different = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in now | then if now.get(key) != then.get(key)]
+    different += [f"it has {strangers[0]}, which this run does not"] if strangers else []
     if different:
         raise OtherSettings(f"the earlier run cannot be taken up again: {'; '.join(different)}")
 
@@ -165,7 +168,6 @@ def _measure(problem: Problem, contestants: Sequence[providers.Provider], settin
                 continue
         ready[provider.name] = timing.Contestant(prepared.call, provider.scope)
     del gate
-    gc.collect()
     for name, entry in _times(ready, settings).items():
         results[name] |= entry
     for name, entry in _peaks(case, ready, contestants, settings).items():

@@ -309,6 +309,8 @@ def test_a_run_is_not_taken_up_under_other_settings(tmp_path, capsys):
     before = out.read_text()
     assert command.main([*arguments, "--resume", "--seed", "1"]) == 2
     assert "settings.seed was 0, is 1" in capsys.readouterr().err
+    assert command.main([*arguments, "--resume", "--T", "3"]) == 2
+    assert "it has GRU inference, dense: T=2 B=1 I=5 H=5, which this run does not" in capsys.readouterr().err
     assert out.read_text() == before
 
 
