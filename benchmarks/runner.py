@@ -159,13 +159,18 @@ def _measure(problem: Problem, contestants: Sequence[providers.Provider], settin
         if objection is not None:
             results[provider.name] = {"unsupported": objection}
             continue
-        with provider.scope():
-            prepared = provider.prepare(problem)
-            try:
+        try:
+            with provider.scope():
+                prepared = provider.prepare(problem)
                 results[provider.name] = {"budget_used": gate.check(provider.name, prepared.results(), provider.omits)}
-            except Mismatch as mismatch:
-                results[provider.name] = {"error": str(mismatch)}
-                continue
+        except Mismatch as mismatch:
+            results[provider.name] = {"error": str(mismatch)}
+            continue
+        except Exception as error:  # a peer that fails is refused, too: the others are still measured
+            if provider.name == providers.BASELINE:
+                raise
+            results[provider.name] = {"error": f"{provider.name} failed: {type(error).__name__}: {error}"[:500]}
+            continue
         ready[provider.name] = timing.Contestant(prepared.call, provider.scope)
     del gate
     for name, entry in _times(ready, settings).items():

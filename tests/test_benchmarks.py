@@ -114,6 +114,22 @@ def test_a_refused_provider_makes_the_command_fail(monkeypatch, tmp_path, capsys
     assert "refused: LSTM inference, dense" in capsys.readouterr().err
 
 
+def test_a_provider_that_fails_is_refused_and_the_others_are_measured():
+    def fail(problem):
+        raise ArithmeticError("it cannot count")
+
+    result = runner.run([CASE], [providers.make("torch.nn"), providers.Provider("failing", fail)], _quick())
+    entries = result["cases"][0]["results"]
+    assert entries["failing"] == {"error": "failing failed: ArithmeticError: it cannot count"}
+    assert entries["torch.nn"]["median_s"] > 0 and len(runner.failures(result)) == 1
+
+
+def test_a_baseline_that_fails_ends_the_run(monkeypatch):
+    failing = dataclasses.replace(providers.make("torch.nn"), prepare=lambda problem: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runner.run([CASE], [failing], _quick())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_the_gate_lets_torch_pass_and_stops_an_error_of_two_percent(dtype):
     problem = make_problem(Case("lstm", "training", 6, 3, 5, 6, dtype=dtype), seed=0)
