@@ -124,7 +124,7 @@ def test_a_provider_that_fails_is_refused_and_the_others_are_measured():
     assert entries["torch.nn"]["median_s"] > 0 and len(runner.failures(result)) == 1
 
 
-def test_a_baseline_that_fails_ends_the_run(monkeypatch):
+def test_a_baseline_that_fails_ends_the_run():
     failing = dataclasses.replace(providers.make("torch.nn"), prepare=lambda problem: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         runner.run([CASE], [failing], _quick())
