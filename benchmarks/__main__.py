@@ -13,11 +13,15 @@ from . import compare, explain, figures, grids, machine, providers, report, resu
 from .cases import MODES, Case
 
 
+class UsageError(Exception):
+    """What was asked for makes no sense; the message says why."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
-    except (results.UnreadableResult, runner.OtherSettings, FileNotFoundError, ValueError) as error:
+    except (UsageError, results.UnreadableResult, runner.OtherSettings, FileNotFoundError) as error:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return 2
 
@@ -39,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     torch.set_num_threads(settings.threads)  # before a peer starts its own
     out = options.out or report.ROOT / "out" / f"{machine.slug(machine.describe(options.device)['name'])}.json"
     earlier = results.load(out) if options.resume and out.exists() else None
-    contestants = [providers.make(name, settings.device) for name in _names(options.providers)]
+    contestants = [providers.make(name, settings.device) for name in options.providers]
     result = runner.run(cases, contestants, settings, earlier, lambda partial: results.save(partial, out))
     results.save(result, out)
     print(report.console(result))
@@ -54,7 +58,7 @@ def _cases(options: argparse.Namespace) -> list[Case]:
     flags = {name: getattr(options, name) for name in ("cells", "modes", "T", "B", "H", "dtypes")}
     if any(value is not None for value in flags.values()):
         if options.grid is not None:
-            raise ValueError(
+            raise UsageError(
                 "--grid names a set of cases, and so do --cells, --modes, --dtypes, --T, --B and --H: give one or the other"
             )
         chosen = {name: value or _PRODUCT[name] for name, value in flags.items()}
@@ -63,16 +67,8 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         cases = list(grids.GRIDS[options.grid or "small"]())
     cases = [case for case in cases if options.only in str(case)]
     if not cases:
-        raise ValueError(f"no case contains {options.only!r}")
+        raise UsageError(f"no case contains {options.only!r}")
     return cases
-
-
-def _names(text: str) -> list[str]:
-    """The baseline is always there: everything is relative to it."""
-    names = [providers.BASELINE]
-    for name in text.split(","):
-        names += providers.CPU_PEERS if name == "peers" else [name]
-    return list(dict.fromkeys(names))
 
 
 # --- reading result files --------------------------------------------------------------------------------------------------
@@ -125,12 +121,12 @@ def _explain(options: argparse.Namespace) -> int:
         result = results.load(options.file)
     else:
         torch.set_num_threads(options.threads)
-        contestants = [providers.make(name) for name in _names(options.providers)]
+        contestants = [providers.make(name) for name in options.providers]
         settings = runner.Settings(options.seconds, 7, options.threads, seed=0, memory=False)
         result = runner.run([case], contestants, settings, quiet=True)
     rows = [row for row in result["cases"] if Case(**row["case"]) == case]
     if not rows:
-        raise ValueError(f"{options.file} has no {case}")
+        raise UsageError(f"{options.file} has no {case}")
     print(explain.render(result, rows[0]))
     return 0
 
@@ -163,6 +159,14 @@ def _listed(choices: Sequence[str]) -> Callable[[str], list[str]]:
         return values
 
     return parse
+
+
+def _names(text: str) -> list[str]:
+    """Providers. The baseline is always there: everything is relative to it."""
+    names = [providers.BASELINE]
+    for name in text.split(","):
+        names += providers.CPU_PEERS if name == "peers" else _listed(providers.names())(name)
+    return list(dict.fromkeys(names))
 
 
 def _sizes(text: str) -> list[int]:
@@ -216,6 +220,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     how = run.add_argument_group("who and how")
     how.add_argument(
         "--providers",
+        type=_names,
         default=providers.OURS,
         metavar="NAMES",
         help=f"of {', '.join(providers.names()[1:])}; peers is {', '.join(providers.CPU_PEERS)} (default: %(default)s)",
@@ -241,7 +246,7 @@ def _add_explain(why: argparse.ArgumentParser) -> None:
     why.add_argument("--proj-size", type=int, default=0)
     why.add_argument("--packed", action="store_true")
     why.add_argument("--bidirectional", action="store_true")
-    why.add_argument("--providers", default=providers.OURS, metavar="NAMES")
+    why.add_argument("--providers", type=_names, default=providers.OURS, metavar="NAMES", help="as for run")
     why.add_argument("--threads", type=int, default=torch.get_num_threads())
     why.add_argument("--seconds", type=float, default=0.5)
 

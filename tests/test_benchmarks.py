@@ -108,8 +108,8 @@ def test_a_wrong_provider_is_refused_and_not_timed():
 
 def test_a_refused_provider_makes_the_command_fail(monkeypatch, tmp_path, capsys):
     real = providers.make
-    monkeypatch.setattr(providers, "make", lambda name, device: _wrong(1e-3) if name == "wrong" else real(name, device))
-    arguments = ["run", "--grid", "tiny", "--only", "LSTM inference, dense", "--providers", "wrong", *QUICK]
+    monkeypatch.setattr(providers, "make", lambda name, device: _wrong(1e-3) if name == "rnnkernels" else real(name, device))
+    arguments = ["run", "--grid", "tiny", "--only", "LSTM inference, dense", *QUICK]
     assert command.main([*arguments, "--out", str(tmp_path / "wrong.json")]) == 1
     assert "refused: LSTM inference, dense" in capsys.readouterr().err
 
@@ -162,9 +162,12 @@ def test_a_backend_that_cannot_serve_says_why_in_place_of_times():
     assert f"not timed: {CASE}: it does not like this case" in report.losses(result, "picky")
 
 
-def test_unknown_providers_are_refused_by_name():
+def test_unknown_providers_are_refused_by_name(capsys):
     with pytest.raises(ValueError, match="unknown provider 'cudnn'"):
         providers.make("cudnn")
+    with pytest.raises(SystemExit):
+        command.main(["run", "--providers", "peers,cudnn"])
+    assert "'cudnn' is none of torch.nn" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_problem():
