@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no GPU is visible to torch")
     cases = _cases(options)
     settings = runner.Settings(
         seconds=options.seconds,
@@ -119,15 +122,22 @@ def _explain(options: argparse.Namespace) -> int:
     )
     if options.file is not None:
         result = results.load(options.file)
-    else:
-        torch.set_num_threads(options.threads)
-        contestants = [providers.make(name) for name in options.providers]
-        settings = runner.Settings(options.seconds, 7, options.threads, seed=0, memory=False)
-        result = runner.run([case], contestants, settings, quiet=True)
-    rows = [row for row in result["cases"] if Case(**row["case"]) == case]
-    if not rows:
-        raise UsageError(f"{options.file} has no {case}")
-    print(explain.render(result, rows[0]))
+        rows = [row for row in result["cases"] if Case(**row["case"]) == case]
+        if not rows:
+            raise UsageError(f"{options.file} has no {case}")
+        print(explain.render(result, rows[0]))
+        return 0
+    torch.set_num_threads(options.threads)
+    contestants = [providers.make(name) for name in options.providers]
+    settings = runner.Settings(options.seconds, 7, options.threads, seed=0, memory=False)
+    result = runner.run([case], contestants, settings, quiet=True)
+    print(explain.render(result, result["cases"][0]))
+    own = [providers.make(name) for name in (providers.BASELINE, providers.OURS)]
+    if parts := explain.parts(case):
+        print(f"\n{explain.render_parts(runner.run(parts, own, settings, quiet=True)['cases'])}")
+    if options.threads > 1:
+        single = runner.run([case], own, replace(settings, threads=1), quiet=True)
+        print(f"\n{explain.render_scaling(result['cases'][0], single['cases'][0], options.threads)}")
     return 0
 
 

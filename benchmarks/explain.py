@@ -7,6 +7,8 @@ limits of :mod:`.wall`. The largest of them is the one that binds; what is above
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rnnkernels import backends, info
@@ -58,13 +60,32 @@ def _verdict(case: Case, row: Row, name: str, bounds: dict[str, float], threads:
     if limits["handover_s"] and _by_units(case, threads):
         waits = case.T * (2 if case.mode == "training" else 1) * limits["handover_s"]
         lines.append(f"Its steps are shared by threads, which wait for each other at each: {_ms(waits)} at least.")
-    exclusive = seconds - bounds[limit]
-    if limit == "products" and bounds["steps"] > 0.1 * exclusive:
-        lines.append(
-            f"The pointwise equations do not run while products do on the same core: up to {_ms(bounds['steps'])} of the "
-            f"{_ms(exclusive)} above the limit is the wait from step to step."
-        )
     return lines
+
+
+def parts(case: Case) -> list[Case]:
+    """What to measure besides, to tell where a case's time goes: the two passes of a training step."""
+    return [replace(case, mode=mode) for mode in ("forward", "backward")] if case.mode == "training" else []
+
+
+def render_parts(rows: Sequence[Row], name: str = OURS) -> str:
+    """The measured parts, each against the wall."""
+    lines = []
+    for row in rows:
+        entry = row["results"].get(name, {})
+        if "median_s" in entry:
+            reached = wall.share(row, name)
+            share = "" if reached is None else f", {100 * reached:.0f} % of the wall"
+            lines.append(f"  {row['case']['mode']:<10}{_ms(entry['median_s']):>12}{share}")
+    return "\n".join([f"the passes of {name}", *lines]) if lines else ""
+
+
+def render_scaling(row: Row, single: Row, threads: int, name: str = OURS) -> str:
+    """What threads bring, from the same case on one."""
+    many, one = (found["results"].get(name, {}).get("median_s") for found in (row, single))
+    if many is None or one is None:
+        return ""
+    return f"On one thread {name} takes {_ms(one)}: {threads} threads are {one / many:.2f} times as fast."
 
 
 def _computed_by(case: Case, device: str) -> str:

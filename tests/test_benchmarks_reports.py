@@ -156,6 +156,14 @@ def test_explain_measures_a_case_of_its_own(capsys, threads):
     text = capsys.readouterr().out
     assert text.startswith("GRU training, 2 layers: T=4 B=2 I=8 H=8\n")
     assert "torch.nn ran  unfused" in text and "% of the multiply-add wall" in text
+    passes = text.partition("the passes of rnnkernels\n")[2].splitlines()
+    assert [line.split()[0] for line in passes[:2]] == ["forward", "backward"] and "ms" in passes[1]
+
+
+def test_what_threads_bring_is_told_from_one():
+    case = Case("gru", "inference", 5, 2, 8, 8)
+    text = explain.render_scaling(row(case, 1.0, rnnkernels=0.5), row(case, 1.0, rnnkernels=0.9), threads=2)
+    assert text == "On one thread rnnkernels takes 900 ms: 2 threads are 1.80 times as fast."
 
 
 def test_explain_reads_a_file_and_says_if_the_case_is_not_in_it(result, tmp_path, capsys):
@@ -165,6 +173,14 @@ def test_explain_reads_a_file_and_says_if_the_case_is_not_in_it(result, tmp_path
     assert "rnnkernels        " in capsys.readouterr().out
     assert command.main([*arguments, "--H", "3"]) == 2
     assert "has no LSTM inference, dense: T=100 B=16 I=3 H=3" in capsys.readouterr().err
+
+
+def test_the_targets_are_judged_from_a_file(result, tmp_path, capsys):
+    results.save(result, tmp_path / "file.json")
+    assert command.main(["targets", str(tmp_path / "file.json")]) == 0
+    text = capsys.readouterr().out
+    assert "| GRU inference | torch.nn | ≥ 4 | 1.26 | 6 | 0.80: T=10 B=1 I=256 H=256 | **no** |" in text
+    assert "targets met" in text and "100 GFLOP/s on 2 threads" in text
 
 
 # --- report and figures ----------------------------------------------------------------------------------------------------
