@@ -42,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
         cold_rounds=options.cold_rounds,
         memory=not options.no_memory,
         device=options.device,
+        tf32=options.tf32,
     )
     torch.set_num_threads(settings.threads)  # before a peer starts its own
     out = options.out or report.ROOT / "out" / f"{machine.slug(machine.describe(options.device)['name'])}.json"
@@ -236,6 +237,11 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(providers.names()[1:])}; peers is {', '.join(providers.CPU_PEERS)} (default: %(default)s)",
     )
     how.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    how.add_argument(
+        "--tf32",
+        action=argparse.BooleanOptionalAction,
+        help="float32 products on a GPU in TF32, or not (default: as torch has it)",
+    )
     how.add_argument("--seconds", type=float, default=0.3, help="per case and provider (default: %(default)s)")
     how.add_argument("--min-rounds", type=int, default=7, help="of each case (default: %(default)s)")
     how.add_argument("--cold-rounds", type=int, default=0, help="single calls after emptying the caches (default: none)")

@@ -11,7 +11,7 @@ from typing import Any
 from . import targets, wall
 from .cases import Case
 from .providers import OURS
-from .results import Result, load, providers, timed, times_faster
+from .results import Result, Row, load, providers, timed, times_faster
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -74,13 +74,16 @@ def _others(result: Result) -> str:
 
 
 def summary(result: Result, provider: str) -> str:
-    """The classes' geometric means with their worst and best case."""
-    lines = ["| class | cases | speed-up over torch.nn | worst | best |", "|---|--:|--:|--:|--:|"]
-    groups: dict[str, list[float]] = {}
-    for row, entry in _timed(result, provider):
-        groups.setdefault(row["group"], []).append(entry["speedup"])
-    for group, speedups in groups.items():
-        cells = map(_times, (statistics.geometric_mean(speedups), min(speedups), max(speedups)))
+    """The classes' geometric means with their worst and best case, and of the wall the share, from the lowest to the highest."""
+    lines = ["| class | cases | speed-up over torch.nn | worst | best | of the wall |", "|---|--:|--:|--:|--:|--:|"]
+    groups: dict[str, list[Row]] = {}
+    for row, _ in _timed(result, provider):
+        groups.setdefault(row["group"], []).append(row)
+    for group, rows in groups.items():
+        speedups = [row["results"][provider]["speedup"] for row in rows]
+        cells = [_times(value) for value in (statistics.geometric_mean(speedups), min(speedups), max(speedups))]
+        shares = [share for row in rows if (share := wall.share(row, provider)) is not None]
+        cells.append(f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "")
         lines.append(f"| {group} | {len(speedups)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

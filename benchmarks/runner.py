@@ -33,6 +33,7 @@ class Settings:
     cold_rounds: int = 0  # timings of a single call, the caches emptied before each
     memory: bool = True  # peaks of calls that keep what backward needs
     device: str = "cpu"
+    tf32: bool | None = None  # float32 products on a GPU in TF32; None leaves torch's switches as they are
 
 
 class OtherSettings(ValueError):
@@ -58,6 +59,8 @@ def run(
         OtherSettings: ``earlier`` does not fit.
     """
     torch.set_num_threads(settings.threads)
+    if settings.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     absent = {provider.name: provider.absent for provider in contestants if provider.absent is not None}
     contestants = [provider for provider in contestants if provider.absent is None]
     result: Result = {
@@ -129,7 +132,7 @@ def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settin
         before = wall.rate(case, limits, settings.threads, seconds)
         measured = _measure(problem, contestants, settings)
         after = wall.rate(case, limits, settings.threads, seconds)
-    return {
+    row: Row = {
         "case": case.as_dict(),
         "group": case.group,
         "rows": rows,
@@ -139,6 +142,10 @@ def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settin
         "baseline_kernel": baseline.kernel(case, settings.device),
         "results": measured,
     }
+    for name, entry in measured.items():
+        if (share := wall.share(row, name)) is not None:
+            entry["wall_share"] = round(share, 4)
+    return row
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def test_result_file_says_on_what_with_what_and_how_it_was_measured(tiny_result)
     assert tiny_result["versions"]["torch"] == torch.__version__
     assert tiny_result["settings"] == {
         **{"seconds": 0.001, "min_rounds": 2, "threads": 1, "seed": 0},
-        **{"cold_rounds": 2, "memory": True, "device": "cpu"},
+        **{"cold_rounds": 2, "memory": True, "device": "cpu", "tf32": None},
     }
     assert {"name", "cpu", "torch_isa", "physical_cores"} <= set(tiny_result["machine"])
     assert {"float32_matmul_precision", "cudnn.allow_tf32"} <= set(tiny_result["switches"])
@@ -80,6 +80,9 @@ def test_result_file_has_the_times_of_every_case_and_provider(tiny_result):
         for entry in row["results"].values():
             assert len(entry["samples_s"]) == entry["rounds"]
             assert 0 < entry["cold"]["p20_s"] <= entry["cold"]["median_s"]
+            if row["wall_flops"] is not None:
+                reached = row["operations"] / entry["median_s"] / row["wall_flops"]
+                assert entry["wall_share"] == pytest.approx(reached, abs=1e-4)
             assert ("peak_bytes" in entry) == (row["case"]["mode"] == "training")
             assert 0 < entry["p20_s"] <= entry["median_s"] <= entry["p80_s"]
             assert entry["speedup_p20"] <= entry["speedup"] <= entry["speedup_p80"]

@@ -189,6 +189,7 @@ def test_the_targets_are_judged_from_a_file(result, tmp_path, capsys):
 def test_the_report_shows_peers_the_wall_and_who_is_missing(result):
     text = report.render(result)
     assert "float32 50 GFLOP/s on 1 thread, 100 GFLOP/s on 2 threads" in text
+    assert "| LSTM inference, dense | 6 | 1.26× | 0.80× | 2.00× | 0 to 336 % |" in text  # noqa: RUF001
     assert "Not measured: haste: haste is not installed." in text
     assert "| LSTM training, dense | 1.26× (0.80×) |" in text  # noqa: RUF001  (against JAX: 2 and 0.8 times)
     assert "- not timed: LSTM inference, dense: T=10 B=1 I=64 H=64: a scan has no ragged sequences" in text
