@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def unsupported(device: torch.device | str) -> str | None:
     """Why peaks cannot be measured here, or None if they can."""
     if torch.device(device).type == "cuda":
         return None
-    if not _CLEAR.exists():
+    if not os.access(_CLEAR, os.W_OK):
         return "the system keeps no high-water mark of resident memory that could be reset"
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         return "the C library cannot return freed memory to the system"
