@@ -243,7 +243,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="float32 products on a GPU in TF32, or not (default: as torch has it)",
     )
     how.add_argument("--seconds", type=float, default=0.3, help="per case and provider (default: %(default)s)")
-    how.add_argument("--min-rounds", type=int, default=7, help="of each case (default: %(default)s)")
+    how.add_argument("--min-rounds", type=int, default=5, help="of each case (default: %(default)s)")
     how.add_argument("--cold-rounds", type=int, default=0, help="single calls after emptying the caches (default: none)")
     how.add_argument("--no-memory", action="store_true", help="do not measure peaks of memory")
     how.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(default: torch's, %(default)s)")
