@@ -8,7 +8,6 @@ earlier call freed has gone back to the system.
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,6 @@ def unsupported(device: torch.device | str) -> str | None:
 def peak(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Bytes in use at the worst moment of ``call()``, beyond those before; its result counts."""
     call()  # what is allocated once, a library's workspace for one, is not this call's
-    gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

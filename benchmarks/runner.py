@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -229,6 +230,7 @@ def _peaks(
     if not settings.memory or case.mode not in ("training", "forward"):
         return {}
     reason = memory.unsupported(settings.device)
+    gc.collect()
     entries: dict[str, dict[str, Any]] = {}
     for provider in contestants:
         if provider.name not in ready:
