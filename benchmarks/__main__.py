@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -53,9 +54,10 @@ def _run(options: argparse.Namespace) -> int:
     print(report.console(result))
     print(f"written to {out}")
     refused = runner.failures(result)
-    for line in refused:
+    for line in itertools.chain(*refused.values()):
         print(f"refused: {line}", file=sys.stderr)
-    return 1 if refused else 0
+    # A peer that rounds worse than torch.nn is no failure of this package.
+    return 1 if any(name.startswith(providers.OURS) for name in refused) else 0
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:

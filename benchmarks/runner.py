@@ -98,14 +98,14 @@ def run(
     return {**result, "load_average_after": machine.load_average()}
 
 
-def failures(result: Result) -> list[str]:
-    """Every provider and case that was refused by the gate."""
-    return [
-        f"{Case(**row['case'])}: {entry['error']}"
-        for row in result["cases"]
-        for entry in row["results"].values()
-        if "error" in entry
-    ]
+def failures(result: Result) -> dict[str, list[str]]:
+    """By provider, the cases that were refused by the gate, each with the reason."""
+    refused: dict[str, list[str]] = {}
+    for row in result["cases"]:
+        for name, entry in row["results"].items():
+            if "error" in entry:
+                refused.setdefault(name, []).append(f"{Case(**row['case'])}: {entry['error']}")
+    return refused
 
 
 def _check_same(result: Result, earlier: Result, strangers: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ def tiny_result(tmp_path_factory):
     return json.loads(out.read_text())
 
 
-def _wrong(shift):
+def _wrong(shift, name="wrong"):
     """A provider that is torch.nn but for ``shift`` added to every output."""
 
     class ShiftedLSTM(torch.nn.LSTM):
@@ -43,7 +43,7 @@ def _wrong(shift):
             output, hidden = super().forward(*args)
             return output + shift, hidden
 
-    return providers.Provider("wrong", lambda problem: modules.prepare({"lstm": ShiftedLSTM}, problem))
+    return providers.Provider(name, lambda problem: modules.prepare({"lstm": ShiftedLSTM}, problem))
 
 
 def _compute(name, problem):
@@ -105,15 +105,16 @@ def test_a_wrong_provider_is_refused_and_not_timed():
     entry = result["cases"][0]["results"]["wrong"]
     assert "median_s" not in entry
     assert "the error of output is" in entry["error"]
-    assert runner.failures(result) == [f"{CASE}: {entry['error']}"]
+    assert runner.failures(result) == {"wrong": [f"{CASE}: {entry['error']}"]}
     assert entry["error"] in report.losses(result, "wrong")
 
 
-def test_a_refused_provider_makes_the_command_fail(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(("name", "status"), [("rnnkernels", 1), ("jax", 0)])
+def test_a_refused_result_of_this_package_makes_the_command_fail_a_peers_does_not(name, status, monkeypatch, tmp_path, capsys):
     real = providers.make
-    monkeypatch.setattr(providers, "make", lambda name, device: _wrong(1e-3) if name == "rnnkernels" else real(name, device))
-    arguments = ["run", "--grid", "tiny", "--only", "LSTM inference, dense", *QUICK]
-    assert command.main([*arguments, "--out", str(tmp_path / "wrong.json")]) == 1
+    monkeypatch.setattr(providers, "make", lambda n, device: _wrong(1e-3, name) if n == name else real(n, device))
+    arguments = ["run", "--grid", "tiny", "--only", "LSTM inference, dense", "--providers", name, *QUICK]
+    assert command.main([*arguments, "--out", str(tmp_path / "wrong.json")]) == status
     assert "refused: LSTM inference, dense" in capsys.readouterr().err
 
 
@@ -124,7 +125,7 @@ def test_a_provider_that_fails_is_refused_and_the_others_are_measured():
     result = runner.run([CASE], [providers.make("torch.nn"), providers.Provider("failing", fail)], _quick())
     entries = result["cases"][0]["results"]
     assert entries["failing"] == {"error": "failing failed: ArithmeticError: it cannot count"}
-    assert entries["torch.nn"]["median_s"] > 0 and len(runner.failures(result)) == 1
+    assert entries["torch.nn"]["median_s"] > 0 and runner.failures(result).keys() == {"failing"}
 
 
 def test_a_baseline_that_fails_ends_the_run():
@@ -161,7 +162,7 @@ def test_a_backend_that_cannot_serve_says_why_in_place_of_times():
     picky = dataclasses.replace(picky, unsupported=lambda case: "it does not like this case")
     result = runner.run([CASE], [providers.make("torch.nn"), picky], _quick())
     assert result["cases"][0]["results"]["picky"] == {"unsupported": "it does not like this case"}
-    assert runner.failures(result) == []
+    assert runner.failures(result) == {}
     assert f"not timed: {CASE}: it does not like this case" in report.losses(result, "picky")
 
 
