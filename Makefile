@@ -24,6 +24,10 @@ CPP_TESTS := CMakeLists.txt $(wildcard tests/cpp/* tests/emulation/* tests/cuda/
 OLD_TRITON := $(VENV)/triton-3.6
 TRITON_TESTS := $(wildcard tests/test_triton_*.py)
 
+# A process per core, each with whole files: what a file sets up, it sets up once.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+
 .PHONY: all demo test test-cpp test-python test-old-triton bench clean
 
 all: $(VENV)/.package
@@ -38,10 +42,10 @@ test: test-cpp $(if $(findstring triton,$(EXTRAS)),test-old-triton)
 test-cpp: build/release/.passed build/sanitize/.passed
 
 test-python: $(VENV)/.package
-	$(BIN)/python -m pytest $(if $(findstring triton,$(EXTRAS)),--require-triton) tests
+	$(PYTEST) $(if $(findstring triton,$(EXTRAS)),--require-triton) tests
 
 test-old-triton: $(VENV)/.package $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) RNNKERNELS_TEST_COMPILE=sm_90 $(BIN)/python -m pytest --require-triton $(TRITON_TESTS)
+	PYTHONPATH=$(abspath $(OLD_TRITON)) RNNKERNELS_TEST_COMPILE=sm_90 $(PYTEST) --require-triton $(TRITON_TESTS)
 
 # BENCH="--grid targets --providers rnnkernels,peers" for more; peers are in the extra of that name.
 bench: $(VENV)/.package
@@ -71,6 +75,6 @@ build/release/.passed build/sanitize/.passed: build/%/.passed: $(VENV)/.tools $(
 	$(BIN)/cmake -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 		$(if $(filter sanitize,$*),-DRNNKERNELS_SANITIZE=address$(comma)undefined)
 	$(BIN)/cmake --build build/$*
-	$(BIN)/ctest --test-dir build/$* --output-on-failure --parallel $(shell getconf _NPROCESSORS_ONLN)
+	$(BIN)/ctest --test-dir build/$* --output-on-failure --parallel $(CORES)
 	touch $@
 

@@ -22,9 +22,11 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -43,8 +45,11 @@ X86_ISAS = {
 }
 X86_ISAS["avx512_bf16"] = [*X86_ISAS["avx512"], "-mavx512bf16"]
 KERNELS = ["cpu/gemm.cpp", "cpu/lstm.cpp", "cpu/gru.cpp"]
-CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
-CUDA_UNITS = [(cell, product) for cell in ("Lstm", "Gru") for product in ("BFloat16Product", "Float16Product", "Tf32x3Product")]
+CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+CUDA_PRODUCTS = ("BFloat16Product", "Float16Product", "Tf32Product", "Tf32x3Product")
+CUDA_UNITS = [(cell, product) for cell in ("Lstm", "Gru") for product in CUDA_PRODUCTS]
+CUDA_HOST = [f"bindings/{name}.cpp" for name in ("ops_cuda", "cuda_layer", "cuda_persistent", "cuda_stepwise")]
+CUDA_HOST += ["cuda/plan.cpp", "cuda/stepwise.cpp"]
 # Part of the Python module, which works without the operators.
 MODULE_KERNELS = ["cpu/stream_kernels.cpp", "cpu/wall_probes.cpp"]
 # LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
@@ -64,6 +69,8 @@ class Toolchain:
 
 
 def run(command: list[str]) -> None:
+    if GIVEN_UP.is_set():
+        raise BuildError("another library, which must be there, could not be built")
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if result.returncode != 0:
         tail = "\n".join(result.stdout.strip().splitlines()[-30:])
@@ -108,11 +115,20 @@ def compile_all(tools: Toolchain, commands: list[tuple[str, list[str], Path]]) -
     )
 
 
+#: Runs the compilers of both libraries, which are built side by side, until one that must be there has failed.
+COMPILERS = ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
+GIVEN_UP = threading.Event()
+
+
 def run_all(commands: list[list[str]]) -> None:
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        for done in [pool.submit(run, command) for command in commands]:
-            done.result()
+    tasks = [COMPILERS.submit(run, command) for command in commands]
+    try:
+        for task in tasks:
+            task.result()
+    finally:  # after a failure, the others' results are of no use
+        for task in tasks:
+            task.cancel()
+        wait(tasks)
 
 
 def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
@@ -139,6 +155,7 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
     )
     table = ("cpu/kernels.cpp", widths, scratch / "kernels.o")
     dispatch = ("cpu/dispatch.cpp", widths, scratch / "dispatch.o")
+    rounds = ("cpu/rounds.cpp", [], scratch / "rounds.o")
     operators = (
         "bindings/ops_cpu.cpp",
         [STABLE_ABI, "-isystem", str(torch_root / "include")],
@@ -155,14 +172,14 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         ("cuda/plan.cpp", [], scratch / "plan.o"),
         *module_kernels,
     ]
-    compile_all(tools, [*kernels, operators, *python, table, dispatch])
+    compile_all(tools, [*kernels, operators, *python, table, dispatch, rounds])
 
-    library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, operators]]
+    library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, rounds, operators]]
     (package / "lib").mkdir(parents=True, exist_ok=True)
     # No Python in the library, and no run-time path: torch is loaded before both.
     libtorch = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     link(tools, package / "lib" / LIBRARY, [*library_objects, *libtorch])
-    link(tools, module, [*(str(target) for _, _, target in [*python, dispatch]), *libtorch])
+    link(tools, module, [*(str(target) for _, _, target in [*python, dispatch, rounds]), *libtorch])
 
 
 def find_cuda(torch) -> Path:
@@ -180,26 +197,37 @@ def find_cuda(torch) -> Path:
     raise BuildError("no CUDA toolkit, nvcc with its headers, is on the path or under CUDA_HOME")
 
 
-def cuda_architectures(torch) -> tuple[str, list[str]]:
-    """The architectures in words, and nvcc's flags for them."""
+def cuda_architectures(torch) -> str:
+    """The architectures to build for, as in TORCH_CUDA_ARCH_LIST."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if not wanted and torch.cuda.is_available():
         capabilities = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
         wanted = ";".join(f"{major}.{minor}{'a' if (major, minor) == (9, 0) else ''}" for major, minor in capabilities)
-    wanted = wanted or CUDA_ARCHITECTURES
-    flags = []
-    for name in wanted.replace(" ", ";").split(";"):
+    return (wanted or CUDA_ARCHITECTURES).replace(" ", ";")
+
+
+def generated_for(names: list[str]) -> list[str]:
+    """nvcc's flags for architectures. What takes longest is making PTX: where kernels have no reason to differ, architectures
+    share that of the oldest of them."""
+    codes: dict[str, list[str]] = {}
+    for name in names:
         number = name.removesuffix("+PTX").replace(".", "")
-        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        major = int(name.split(".")[0])
+        ptx = "80" if major == 8 else "100" if major >= 10 and number.isdigit() else number
+        codes.setdefault(ptx, []).append(f"sm_{number}")
         if name.endswith("+PTX"):
-            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
-    return wanted, flags
+            codes[ptx].append(f"compute_{ptx}")
+    return [flag for ptx, code in codes.items() for flag in ("-gencode", f"arch=compute_{ptx},code=[{','.join(code)}]")]
 
 
 def build_cuda(torch, tools: Toolchain, package: Path, scratch: Path) -> str:
     """Compile and link `package`/lib/CUDA_LIBRARY; the architectures it is for."""
     home = find_cuda(torch)
-    architectures, flags = cuda_architectures(torch)
+    architectures = cuda_architectures(torch)
+    names = architectures.split(";")
+    flags = generated_for(names)
+    # Below 8.0 there are no tensor cores for the persistent schedules: no plan takes them there, but they must be linked.
+    recent = generated_for([name for name in names if int(name.split(".")[0]) >= 8] or ["8.0"])
     nvcc = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     kernels = str(SOURCES / "cuda" / "recurrence.cu")
 
@@ -207,18 +235,18 @@ def build_cuda(torch, tools: Toolchain, package: Path, scratch: Path) -> str:
         return [f"-DRNNKERNELS_CELL={cell}", f"-DRNNKERNELS_PRODUCT={product}"]
 
     units = [
-        [*nvcc, *flags, *defines(cell, product), "-c", kernels, "-o", str(scratch / f"{cell}.{product}.o")]
+        [*nvcc, *recent, *defines(cell, product), "-c", kernels, "-o", str(scratch / f"{cell}.{product}.o")]
         for cell, product in CUDA_UNITS
     ]
-    launch = [*nvcc, *flags, "-c", str(SOURCES / "cuda" / "launch.cu"), "-o", str(scratch / "launch.o")]
+    small = [
+        [*nvcc, *flags, "-c", str(SOURCES / "cuda" / f"{name}.cu"), "-o", str(scratch / f"{name}.o")]
+        for name in ("launch", "auxiliary", "stepwise")
+    ]
     include = Path(torch.__file__).parent / "include"
     host = [*tools.compiler, *tools.flags, "-isystem", str(include), "-isystem", str(home / "include"), "-DUSE_CUDA", STABLE_ABI]
-    rest = [
-        [*host, "-c", str(SOURCES / source), "-o", str(scratch / target)]
-        for source, target in (("bindings/ops_cuda.cpp", "ops_cuda.o"), ("cuda/plan.cpp", "cuda_plan.o"))
-    ]
-    run_all([*units, launch, *rest])
-    objects = [command[-1] for command in [*units, launch, *rest]]
+    rest = [[*host, "-c", str(SOURCES / source), "-o", str(scratch / f"host_{Path(source).stem}.o")] for source in CUDA_HOST]
+    run_all([*units, *small, *rest])
+    objects = [command[-1] for command in [*units, *small, *rest]]
     libraries = [f"-L{include.parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", "-lc10"]
     toolkit = next((home / name for name in ("lib64", "lib", "targets/x86_64-linux/lib") if (home / name).exists()), home)
     link(tools, package / "lib" / CUDA_LIBRARY, [*objects, *libraries, f"-L{toolkit}", "-lcudart"])
@@ -249,6 +277,15 @@ class BuildNative(build_ext):
         if wish not in ("auto", "0", "1"):
             raise SystemExit(f"RNNKERNELS_BUILD_CPU={wish}: must be auto, 1 or 0")
         (package / "lib").mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(1) as beside:
+            cuda = beside.submit(self.run_cuda, package)
+            report = self.run_cpu(wish, package, module)
+            report["cuda"] = cuda.result()
+        (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        if self.inplace:
+            (package / "lib" / ".gitignore").write_text("*\n")
+
+    def run_cpu(self, wish: str, package: Path, module: Path) -> dict[str, Any]:
         report = {"status": "built", "reason": None, "compiler": None, "flags": None, "isas": [], "torch": None}
         try:
             if wish == "0":
@@ -265,13 +302,11 @@ class BuildNative(build_ext):
                 stale.unlink(missing_ok=True)
             self.announce_failure(str(error), wish)
             if wish == "1":
+                GIVEN_UP.set()
                 raise SystemExit(f"RNNKERNELS_BUILD_CPU=1, but the CPU kernels could not be built: {error}") from None
         finally:
             (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        report["cuda"] = self.run_cuda(package)
-        (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        if self.inplace:
-            (package / "lib" / ".gitignore").write_text("*\n")
+        return report
 
     def run_cuda(self, package: Path) -> dict[str, str | None]:
         wish = os.environ.get("RNNKERNELS_BUILD_CUDA", "auto")

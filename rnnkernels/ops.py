@@ -4,7 +4,7 @@ There is one operator per layer (both directions), forward and backward, for eac
 ``gru_forward``, ``gru_backward``. Each exists once per *family* of backends, told apart by a prefix of the name:
 
 ==============  ==========================================================================================
-``""``          native C++ and CUDA kernels; the dispatcher picks by device
+``""``          native C++ and CUDA kernels; the dispatcher picks by device (:mod:`rnnkernels.backends.native`)
 ``triton_``     Triton kernels of :mod:`rnnkernels.backends.triton`, on GPUs, or interpreted on the CPU
 ``reference_``  the written-out equations of :mod:`rnnkernels.backends.reference`, any device and dtype
 ==============  ==========================================================================================
@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from . import autocast, batching, derivatives
-from .backends import reference, triton
+from .backends import native, reference, triton
 from .layout import SAVED_GATES, operator, state_dtype
 
 FAMILIES = ("", "triton_", "reference_")
@@ -187,6 +187,10 @@ def _register() -> None:
             if family:
                 python = getattr(reference, name) if family == "reference_" else triton.implementation(name)
                 _library.impl(family + name, autocast.disabled_within(python), "CompositeExplicitAutograd")
+            else:
+                # The CUDA library's own: as these, and how the products and the schedule are to be.
+                _library.define(f"cuda_{name}" + schema.replace(") ->", f", {native.MANNER}) ->"))
+                _library.impl(name, native.implementation(name), "CUDA")
             op = operator(family, name)
             for device_type in autocast.DEVICE_TYPES:
                 _library.impl(family + name, autocast.rule(op, name, device_type), autocast.dispatch_key(device_type))

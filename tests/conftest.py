@@ -59,6 +59,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: runs on a CUDA GPU; skipped where torch finds none")
 
 
+#: Files that take minutes. Begun first, they do not keep one process busy when the others have nothing left.
+LONG_FILES = ("test_triton_compile", "test_compile", "test_triton_grid")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("torch finds no usable GPU")
@@ -128,10 +136,14 @@ def interpreter(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def own_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run of the GPU acceptance gives Triton's interpreter a processor; the next test has it as it was."""
+    """A dry run of the GPU acceptance gives Triton's interpreter a processor and pretends a GPU: the next test has neither."""
     sequence = sys.modules.get("rnnkernels.backends.triton.sequence")
     if sequence is not None:
         monkeypatch.setattr(sequence, "INTERPRETER", sequence.INTERPRETER)
+    schedules = sys.modules.get("benchmarks.gpu_acceptance.schedules")
+    if schedules is not None:
+        monkeypatch.setattr(schedules, "_stand_ins", {})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", torch.cuda.get_device_properties)
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from rnnkernels import _library
-from rnnkernels.backends import Request, native
+from rnnkernels.backends import Request, explain_request, native, use_backend
 
 _C = pytest.importorskip("rnnkernels._C")
 H200 = {"compute_capability": 90, "multiprocessors": 132, "shared_bytes": 232448, "most_cluster": 16}
@@ -25,16 +27,42 @@ def test_a_plan_names_schedule_tile_and_reason() -> None:
     assert "cluster" in chosen["reason"] and "us per step" in chosen["reason"]
 
 
-def test_a_layer_that_fits_no_cluster_is_told_why() -> None:
-    chosen = plan(hidden=2048, persistent_only=True)
+def test_a_layer_that_fits_no_cluster_takes_the_whole_grid() -> None:
+    chosen = plan(hidden=1024)
+    assert (chosen["schedule"], chosen["tile"], chosen["ctas"], chosen["slices_at_once"]) == ("grid", "even", 64, 2)
+    assert "64 CTAs, even tile, 16 units each, slices of 8, 2 at once" in chosen["reason"]
+
+
+def test_a_layer_that_fits_no_grid_goes_step_by_step_and_says_why() -> None:
+    chosen = plan(hidden=2800)
     assert chosen["schedule"] == "stepwise" and chosen["tile"] is None
-    assert "warps hold" in chosen["reason"] or "shared memory" in chosen["reason"]
+    assert "nothing persistent fits" in chosen["reason"]
+    assert "projected state" in plan(projected=True)["reason"]
+    assert "float64" in plan(dtype="float64")["reason"]
+    assert "compute capability 8.0" in plan(hidden=64, compute_capability=75, most_cluster=1)["reason"]
 
 
-@pytest.mark.parametrize("wrong", [{"cell": "rnn"}, {"dtype": "float64"}, {"hidden": 0}, {"directions": 0}])
+def test_what_fits_is_listed_with_stepwise_last() -> None:
+    candidates = plan()["candidates"]
+    assert {c["schedule"] for c in candidates} == {"cluster", "grid", "stepwise"}
+    assert candidates[-1]["schedule"] == "stepwise"
+    assert all(c["shared_bytes"] <= H200["shared_bytes"] for c in candidates)
+
+
+def test_float32_costs_what_its_products_cost() -> None:
+    microseconds = [plan(dtype="float32", tf32=tf32, batch=64)["microseconds"] for tf32 in (True, False)]
+    assert microseconds[0] < microseconds[1]
+
+
+@pytest.mark.parametrize("wrong", [{"cell": "rnn"}, {"dtype": "int32"}, {"hidden": 0}, {"directions": 0}])
 def test_a_request_that_makes_no_sense_is_refused(wrong) -> None:
     with pytest.raises(ValueError, match="must be"):
         plan(**wrong)
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no CUDA schedule spiral"):
+        plan(schedule="spiral")
 
 
 def request(**changes) -> Request:
@@ -42,18 +70,85 @@ def request(**changes) -> Request:
     return Request(**{"cell": "gru", "device": gpu, "dtype": torch.float32, "input_size": 4, "hidden_size": 8, **changes})
 
 
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """``gpu(major, minor)``: the library and a GPU of that compute capability are there, as far as Python asks."""
+
+    def pretend(major: int, minor: int) -> None:
+        properties = SimpleNamespace(
+            major=major, minor=minor, multi_processor_count=132, shared_memory_per_block_optin=H200["shared_bytes"]
+        )
+        monkeypatch.setattr(_library, "load_cuda", lambda: _library.Status(True, None, _library.CUDA_PATH))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        native._plan_for.cache_clear()
+
+    yield pretend
+    native._plan_for.cache_clear()
+
+
+def test_the_backend_serves_every_layer_from_compute_capability_7_on(gpu) -> None:
+    for capability in ((7, 0), (7, 5), (9, 0)):
+        gpu(*capability)
+        for dtype in (torch.float32, torch.float64, torch.float16):
+            for changes in ({}, {"cell": "lstm", "proj_size": 3}, {"hidden_size": 5000, "bidirectional": True, "packed": True}):
+                assert native.cuda_unsupported(request(dtype=dtype, **changes)) is None
+
+
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("capability", "changes", "reason"),
     [
-        ({"device": torch.device("cpu")}, "the tensors are on cpu"),
-        ({"dtype": torch.float64}, "float64 is not one of"),
-        ({"cell": "lstm", "proj_size": 3}, "projected"),
+        ((9, 0), {"device": torch.device("cpu")}, "the tensors are on cpu"),
+        ((9, 0), {"dtype": torch.int32}, "int32 is not one of float32, float64"),
+        ((6, 1), {}, "compute capability is 6.1 and float32 needs 7.0"),
+        ((7, 5), {"dtype": torch.bfloat16}, "compute capability is 7.5 and bfloat16 needs 8.0"),
     ],
 )
-def test_the_backend_says_what_it_cannot_serve(changes, reason) -> None:
+def test_the_backend_says_what_it_cannot_serve(gpu, capability, changes, reason) -> None:
+    gpu(*capability)
     assert reason in native.cuda_unsupported(request(**changes))
 
 
+def test_a_forced_schedule_is_planned_and_explained(gpu) -> None:
+    gpu(9, 0)
+    layer = request(cell="lstm", hidden_size=256, dtype=torch.bfloat16)
+    assert native.plan(layer, 16, backward=False)["schedule"] == "cluster"
+    with native.forced("cluster", tile="deep", ctas=8):
+        chosen = native.plan(layer, 16, backward=False)
+        assert (chosen["schedule"], chosen["tile"], chosen["ctas"]) == ("cluster", "deep", 8)
+    with native.forced("grid", tile="wide"):
+        assert native.plan(layer, 16, backward=True)["ctas"] == 8
+    with native.forced("one CTA"):
+        assert "more than 8 warps hold" in native.plan(layer, 16, backward=False)["reason"]
+    with use_backend("cuda"), native.forced("stepwise"):
+        assert "forward asked for: stepwise" in str(explain_request(layer, batch=16))
+    assert native.candidates(layer, 16, backward=True)[-1]["schedule"] == "stepwise"
+
+
+def test_plans_follow_torchs_switch_for_recurrent_layers(gpu) -> None:
+    gpu(9, 0)
+    switch = torch.backends.cudnn.rnn
+    before, microseconds = switch.fp32_precision, {}
+    try:
+        for precision in ("tf32", "ieee"):
+            switch.fp32_precision = precision
+            microseconds[precision] = native.plan(request(hidden_size=256), 64, backward=False)["microseconds"]
+    finally:
+        switch.fp32_precision = before
+    assert microseconds["tf32"] < microseconds["ieee"]
+
+
+@pytest.mark.parametrize("name", ["lstm_forward", "lstm_backward", "gru_forward", "gru_backward"])
+def test_operators_reach_the_cuda_librarys_with_the_manner_they_are_asked_for(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rnnkernels::{name}", "CUDA")
+    arguments = [a.name for a in getattr(torch.ops.rnnkernels, name).default._schema.arguments]
+    cuda = [a.name for a in getattr(torch.ops.rnnkernels, f"cuda_{name}").default._schema.arguments]
+    assert cuda == [*arguments, "allow_tf32", *native.Wish._fields]
+
+
 @pytest.mark.skipif(_library.load_cuda().available, reason="the CUDA library is there")
-def test_without_the_library_the_backend_says_so() -> None:
+def test_without_the_library_backend_and_operators_say_so() -> None:
     assert "CUDA kernels were not built" in native.cuda_unsupported(request())
+    with pytest.raises(RuntimeError, match="CUDA kernels were not built"):
+        native.implementation("lstm_forward")(torch.zeros(1))

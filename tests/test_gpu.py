@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case, Implementation, Problem, draw, evaluate, ours, torch_nn
-from oracle import error, floor
+from cases import Case, draw, evaluate, ours
+from gpu_problems import assert_as_exact_as_cudnn, on_gpu
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -45,27 +45,6 @@ def precision() -> Iterator:
 
     yield set_to
     switch.fp32_precision = before
-
-
-def on_gpu(implementation: Implementation) -> Implementation:
-    """The implementation on the GPU; leaves and results stay on the CPU."""
-
-    def moved(case: Case, input: Tensor, states: tuple[Tensor, ...], weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        gpu_weights = {name: w.cuda() for name, w in weights.items()}
-        return tuple(r.cpu() for r in implementation(case, input.cuda(), tuple(s.cuda() for s in states), gpu_weights))
-
-    return moved
-
-
-def assert_as_exact_as_cudnn(problem: Problem) -> None:
-    """At most twice the error of torch.nn on this GPU, in the same dtype and precision, plus the floor."""
-    exact = evaluate(torch_nn, problem.to(torch.float64))
-    theirs, actual = evaluate(on_gpu(torch_nn), problem), evaluate(on_gpu(ours), problem)
-    # TF32 multiplies numbers with as many digits as float16 has; cuDNN takes it where it likes.
-    digits = torch.float16 if sequence.precision(problem.case.dtype) == "tf32" else problem.case.dtype
-    for name, value in actual.items():
-        allowed = 2 * error(theirs[name], exact[name]) + floor(digits) * torch.finfo(digits).eps
-        assert error(value, exact[name]) <= allowed, f"{problem.case}: {name}"
 
 
 def offered(

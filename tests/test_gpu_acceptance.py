@@ -1,6 +1,7 @@
 """The GPU acceptance works but for the GPU: its dry run, what happens when a run is cut or breaks, and what it reports."""
 
 import functools
+import importlib
 import json
 import platform
 import re
@@ -10,20 +11,49 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-pytest.importorskip("triton", reason="the acceptance is of Triton kernels")
+pytest.importorskip("triton", reason="the acceptance needs Triton")
 
-from benchmarks.gpu_acceptance import (
-    conductor,
-    report,
-    speed,
-)
+from benchmarks.gpu_acceptance import build, conductor, report, schedules, speed
+from benchmarks.gpu_acceptance.__main__ import run_stage
 from benchmarks.gpu_acceptance.stage import FAULT, Stage, read_json
-from rnnkernels.backends.triton import tuning as tilings_on_disk
-from rnnkernels.backends.triton.plan import Tiling
+from rnnkernels.backends import native
+from rnnkernels.backends.triton import interpreted, sequence
+
+# The CPU's yardstick in a dry run.
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = list(conductor.SHARES)
+
+#: Stages of the dry run that run as a command, a process each. The others run in this process, which has imported everything.
+COMMANDED = ("machine", "peers")
+
+TRITON_SCHEDULES = {"triton program", "triton grid", "triton stepwise"}
+H200 = {"compute_capability": 90, "multiprocessors": 132, "shared_bytes": 232448, "most_cluster": 16}
+
+
+def expected_schedules(case, precision):
+    """What computes a case: of the CUDA kernels, all that their plan offers for both passes."""
+    found = {"triton stepwise"} if case["proj_size"] else set(TRITON_SCHEDULES)
+    if case["bidirectional"]:  # the interpreter runs one program at a time, and a grid's wait for each other
+        found -= {"triton grid"}
+    if native.missing() is None:
+        from rnnkernels import _C
+
+        layer = {
+            "cell": case["cell"],
+            "dtype": case["dtype"],
+            "tf32": precision == "tf32",
+            "hidden": case["H"],
+            "batch": case["B"],
+        }
+        layer |= {"directions": 2 if case["bidirectional"] else 1, "projected": bool(case["proj_size"])}
+        passes = [(False,), (False, True)][case["mode"] == "training"]
+        plans = [_C.cuda_plan(**layer, backward=backward, **H200)["candidates"] for backward in passes]
+        found |= set.intersection(*({f"cuda {plan['schedule']}" for plan in way} for way in plans))
+    return found
 
 
 def acceptance(*arguments, timeout=300):
@@ -33,10 +63,25 @@ def acceptance(*arguments, timeout=300):
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
-    """A directory with a whole dry run, and what was printed."""
+    """A directory with every stage of a dry run, and what the command printed."""
+    if not interpreted():
+        pytest.skip("Triton's kernels are compiled here, not interpreted (TRITON_INTERPRET=1)")
     directory = tmp_path_factory.mktemp("acceptance") / "run"
-    done = acceptance("--out", directory, "--device", "cpu-interpreter")
+    done = acceptance("--out", directory, "--device", "cpu-interpreter", "--stages", ",".join(COMMANDED))
     assert done.returncode == 0, done.stdout + done.stderr + "".join(log.read_text() for log in directory.glob("*.log"))
+    assert done.stdout.endswith((directory / "summary.md").read_text() + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        # What a dry run changes in its process is as it was for the next tests.
+        patch.setattr(schedules, "_stand_ins", {})
+        patch.setattr(sequence, "INTERPRETER", sequence.INTERPRETER)
+        patch.setattr(torch.cuda, "get_device_properties", torch.cuda.get_device_properties)
+        patch.setattr(build, "start_program", lambda stage: None)
+        for name in STAGES:
+            if name not in COMMANDED:
+                module = importlib.import_module(f"benchmarks.gpu_acceptance.{name}")
+                run_stage(Stage(name, directory, "cpu-interpreter", time.monotonic() + 300), module, None)
+    native._plan_for.cache_clear()
+    (directory / "report.md").write_text(report.render(directory))
     return directory, done.stdout
 
 
@@ -57,7 +102,8 @@ def rows_of(dry_run, name):
 def test_every_stage_ends_with_a_file_that_says_on_what_and_how_it_ended(dry_run, name):
     content = json.loads((dry_run[0] / f"{name}.json").read_text())
     assert (content["status"], content["reason"], content["skipped"]) == ("complete", None, [])
-    assert set(content["conditions"]) == {"machine", "date", "commit", "torch", "triton", "cuda", "cudnn", "dry_run"}
+    known = {"machine", "date", "commit", "torch", "triton", "cuda", "cudnn", "cuda_kernels", "dry_run"}
+    assert set(content["conditions"]) == known
     keys = [row["key"] for row in content["rows"]]
     assert len(keys) == len(set(keys)) > 0
     assert not [row for row in content["rows"] if "error" in row]
@@ -74,38 +120,45 @@ def test_no_name_of_a_host_and_no_path_gets_into_the_files(dry_run):
 def test_every_schedule_is_compared_with_the_oracle_for_both_cells(dry_run):
     judged = [row for row in rows_of(dry_run, "parity") if "within_budget" in row]
     assert all(row["within_budget"] and 0 <= row["share"] <= 1 for row in judged)
-    assert {(row["case"]["cell"], row["schedule"]) for row in judged} == {
-        (cell, schedule) for cell in ("lstm", "gru") for schedule in ("program", "grid", "stepwise")
-    }
-    assert {"packed", "bidirectional"} <= {name for row in judged for name, value in row["case"].items() if value is True}
+    compared = {}
     for row in judged:
-        kernels = {launch["kernel"] for launch in row["launches"]}
-        step = "step_" if row["schedule"] == "stepwise" else ""
-        assert kernels == {f"{step}forward_kernel", f"{step}backward_kernel"}
+        compared.setdefault(str(row["case"]), (row["case"], row["precision"], set()))[2].add(row["schedule"])
+    for case, precision, schedules_compared in compared.values():
+        assert schedules_compared == expected_schedules(case, precision)
+    assert {case["cell"] for case, _, _ in compared.values()} == {"lstm", "gru"}
+    variants = {name for case, _, _ in compared.values() for name, value in case.items() if value}
+    assert {"packed", "bidirectional", "proj_size"} <= variants
+    for row in judged:
+        backend, schedule = row["schedule"].split(" ", 1)
+        if backend == "cuda":
+            assert [launch["schedule"] for launch in row["launches"]] == [schedule, schedule]
+        else:
+            step = "step_" if schedule == "stepwise" else ""
+            assert {launch["kernel"] for launch in row["launches"]} == {f"{step}forward_kernel", f"{step}backward_kernel"}
+
+
+def test_a_tile_asked_for_by_name_is_the_one_that_is_compared(dry_run, native_library):
+    tiles = [row for row in rows_of(dry_run, "parity") if row.get("choice", {}).get("tile")]
+    assert tiles
+    for row in tiles:
+        assert {launch["tile"] for launch in row["launches"]} == {row["choice"]["tile"]}
 
 
 def test_results_are_compared_bit_by_bit(dry_run):
     again = [row for row in rows_of(dry_run, "repeatability") if row.get("kind") == "again"]
-    assert {row["schedule"] for row in again} == {"program", "grid", "stepwise"}
+    assert {row["schedule"] for row in again} == expected_schedules(again[0]["case"], "bfloat16")
     assert all(row["bitwise"] for row in again)
 
 
-def test_every_schedule_and_the_plan_are_timed_next_to_torch(dry_run):
+def test_every_schedule_and_both_plans_are_timed_next_to_torch(dry_run):
+    plans = {"triton plan"} | ({"cuda plan"} if native.missing() is None else set())
     for row in rows_of(dry_run, "speed"):
-        assert set(row["results"]) == {"torch.nn", "program", "grid", "stepwise", "plan"}
-        for entry in row["results"].values():
+        schedules_timed = expected_schedules(row["case"], row["precision"])
+        assert set(row["results"]) == {"torch.nn", "products"} | plans | schedules_timed
+        for name, entry in row["results"].items():
             assert 0 < entry["wall"]["p20_s"] <= entry["wall"]["median_s"] <= entry["wall"]["p80_s"]
-            assert entry["difference"] <= speed.LIMIT
+            assert name == "products" or entry["difference"] <= speed.LIMIT
         assert row["results"]["torch.nn"]["wall"]["speedup"] == 1
-
-
-def test_the_table_of_winners_is_what_the_package_reads(dry_run, tmp_path):
-    table = json.loads((dry_run[0] / "tuning.json").read_text())["facts"]["table"]
-    file = tmp_path / "table.json"
-    file.write_text(json.dumps(table))
-    read = tilings_on_disk.read(file)
-    assert set(read) == set(table)
-    assert all(isinstance(tiling, Tiling) for tiling in read.values())
 
 
 def test_mechanisms_have_costs_and_what_was_exchanged_arrived(dry_run):
@@ -117,14 +170,19 @@ def test_mechanisms_have_costs_and_what_was_exchanged_arrived(dry_run):
 def test_peers_and_tools_that_are_not_there_are_named_with_a_reason(dry_run):
     for row in (*rows_of(dry_run, "peers"), *rows_of(dry_run, "profiles")):
         assert "not installed" in row["unsupported"]
+    assert [row["unsupported"] for row in rows_of(dry_run, "build")] == ["a dry run builds no kernels", "nvcc is not installed"]
 
 
-def test_the_summary_is_printed_last_and_the_report_command_renders_the_files(dry_run):
+def test_the_report_command_renders_the_files(dry_run):
     directory, printed = dry_run
-    assert printed.endswith((directory / "summary.md").read_text() + "\n")
     done = acceptance("report", directory)
     assert done.stdout == (directory / "report.md").read_text()
     assert all(f"## {name.capitalize()}" in done.stdout for name in STAGES)
+    assert all(f"{name} " in printed for name in COMMANDED)
+
+
+def test_a_stages_process_leaves_no_log_behind_when_it_says_nothing(dry_run):
+    assert not list(dry_run[0].glob("*.log"))
 
 
 def test_an_unknown_stage_is_refused_by_name(tmp_path):
@@ -182,11 +240,11 @@ def test_a_stage_that_fails_says_where(stage):
 def test_a_schedule_that_faulted_twice_is_left_out_in_later_stages(stage):
     parity = stage("parity")
     for key in ("a", "b"):
-        parity._add({"key": key, "schedule": "grid", "error": "trap", "fault": "trap"})
+        parity._add({"key": key, "schedule": "cuda grid", "error": "trap", "fault": "trap"})
     later = stage("speed")
-    assert later.blocked() == {"grid"}
-    assert "left out" in later.row("c", dict, schedule="grid")["unsupported"]
-    assert "unsupported" not in later.row("d", dict, schedule="program")
+    assert later.blocked() == {"cuda grid"}
+    assert "left out" in later.row("c", dict, schedule="cuda grid")["unsupported"]
+    assert "unsupported" not in later.row("d", dict, schedule="triton grid")
 
 
 #: Stands in for a stage's process: each of its first rows ends a process in another way.
@@ -207,7 +265,7 @@ def run(stage):
         return
     stage.row("fault", fault, "grid")
     stage.row("death", lambda: os._exit(9))
-    stage.row("hang", lambda: time.sleep(60))
+    stage.row("hang", lambda: time.sleep(60), "cuda cluster")
     stage.row("fine again", dict)
 
 deadline = json.loads(sys.stdin.readline())["deadline"]
@@ -221,7 +279,7 @@ def test_faults_deaths_and_hangs_are_recorded_and_the_run_goes_on_behind_them(tm
         return [sys.executable, "-c", _FRAGILE, name, str(plan.directory)]
 
     monkeypatch.setattr(conductor, "command", command)
-    plan = conductor.Plan(tmp_path, "cpu-interpreter", ["parity", "speed", "tuning"], minutes=5, row_limit=5)
+    plan = conductor.Plan(tmp_path, "cpu-interpreter", ["parity", "speed", "tuning"], minutes=5, row_limit=2)
     assert not conductor.conduct(plan)
     content = read_json(tmp_path / "parity.json")
     rows = {row["key"]: row for row in content["rows"]}
@@ -229,7 +287,7 @@ def test_faults_deaths_and_hangs_are_recorded_and_the_run_goes_on_behind_them(tm
     assert (content["status"], rows["fault"]["schedule"]) == ("complete", "grid")
     assert rows["fault"]["error"] == "an illegal memory access"
     assert "ended with 9" in rows["death"]["error"]
-    assert "nothing was finished in 5 s" in rows["hang"]["error"]
+    assert "nothing was finished in 2 s" in rows["hang"]["error"]
     assert read_json(tmp_path / "tuning.json")["status"] == "complete"
     failed = read_json(tmp_path / "speed.json")
     assert failed["status"] == "failed"
@@ -247,8 +305,8 @@ def test_a_stage_whose_process_cannot_start_is_recorded(tmp_path, monkeypatch):
 
 def test_a_run_that_is_ended_from_outside_ends_its_children_and_reports_what_it_has(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu_acceptance", "--out", str(tmp_path), "--device", "cpu-interpreter"]
-    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    while not (tmp_path / "parity.json").exists():
+    run = subprocess.Popen([*command, "--stages", "parity"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not (read_json(tmp_path / "parity.json") or {}).get("conditions"):
         assert run.poll() is None
         time.sleep(0.05)
     run.terminate()
@@ -276,3 +334,19 @@ def test_kernels_are_compiled_beside_the_stages_until_they_end(tmp_path, monkeyp
 
 def test_fault_is_no_exit_status_python_uses():
     assert FAULT not in (0, 1, 2, 120)
+
+
+def test_stages_that_others_need_have_time_to_end_however_long_their_imports_take(tmp_path, monkeypatch):
+    def command(plan, name):
+        return [
+            sys.executable,
+            "-c",
+            "import time; time.sleep(1)\n" + _FRAGILE.replace('"speed"', '"no"'),
+            name,
+            str(plan.directory),
+        ]
+
+    monkeypatch.setattr(conductor, "command", command)
+    # The share of the first stage is a fraction of a second.
+    assert conductor.conduct(conductor.Plan(tmp_path, "cpu-interpreter", ["machine", "tuning"], minutes=0.1))
+    assert read_json(tmp_path / "machine.json")["status"] == "complete"

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import sys
 import time
 import types
@@ -12,10 +13,11 @@ import pytest
 import torch
 from subprocesses import output_of
 
-pytest.importorskip("triton", reason="the acceptance is of Triton kernels")
+pytest.importorskip("triton", reason="the acceptance needs Triton")
 
 from benchmarks.cases import Case
 from benchmarks.gpu_acceptance import (
+    build,
     mechanisms,
     peers,
     problems,
@@ -27,9 +29,9 @@ from benchmarks.gpu_acceptance import (
     timing,
     tuning,
 )
+from benchmarks.gpu_acceptance.schedules import Choice, Cuda, Gpu
 from benchmarks.gpu_acceptance.stage import Stage, read_json
-from rnnkernels.backends.triton import sequence
-from rnnkernels.backends.triton.plan import Device, Tiling, candidates
+from rnnkernels.backends.triton.plan import Device
 
 CASE = Case("lstm", "training", 4, 3, 5, 6)
 
@@ -51,8 +53,9 @@ class PretendedGpu(Stage):
 
 
 @pytest.fixture
-def gpu_stage(tmp_path, monkeypatch, interpreter):
-    """Makes stages of a pretended GPU: its clock is the host's, and replaying a graph does nothing."""
+def gpu_stage(tmp_path, monkeypatch, interpreter, native_library):
+    """Makes stages of a pretended GPU: its clock is the host's, replaying a graph does nothing, and the CPU's kernels compute in
+    the place of CUDA's."""
 
     class Event:
         def __init__(self, enable_timing):
@@ -81,21 +84,26 @@ def gpu_stage(tmp_path, monkeypatch, interpreter):
     for name, function in functions.items():
         monkeypatch.setattr(torch.cuda, name, function)
     monkeypatch.setattr("triton.testing.do_bench", lambda call, **options: (call() and None) or [2.0, 1.0, 3.0])
-    monkeypatch.setattr(sequence, "INTERPRETER", sequence.INTERPRETER._replace(processors=1))
+    schedules.pretend_gpu()
     return functools.partial(PretendedGpu, directory=tmp_path, device="cuda", deadline=time.monotonic() + 600)
 
 
 def test_on_a_gpu_kernel_times_and_peak_memory_are_measured(gpu_stage, monkeypatch):
     case = Case("lstm", "training", 2, 2, 8, 8)
     monkeypatch.setattr(speed, "cases", lambda dry: [("tf32", case)])
+    monkeypatch.setattr(schedules, "BACKENDS", ("cuda",))
     stage = gpu_stage("speed")
     stage.run(speed.run)
     (row,) = stage.content["rows"]
-    assert set(row["results"]) == {"torch.nn", "program", "grid", "plan"}
-    assert row["results"]["plan"]["same_as"] == "program"
+    assert {"torch.nn", "products", "cuda one CTA", "cuda cluster", "cuda plan"} <= set(row["results"])
+    assert "cuda stepwise" not in row["results"]  # another fits, and the layer is small
+    planned = {choice["schedule"] for choice in row["plan"]["cuda"].values()}
+    assert {row["results"]["cuda plan"]["same_as"]} == {f"cuda {schedule}" for schedule in planned}
+    products = row["results"].pop("products")["us_per_step"]
     for entry in row["results"].values():
         assert entry["peak_memory_bytes"] == 4000
         assert entry["us_per_step"] == pytest.approx(entry["kernel"]["median_s"] / 2 * 1e6)
+        assert entry["us_per_step_alone"] == pytest.approx(entry["us_per_step"] - products)
     assert "us per step" in report.render(stage.directory)
 
 
@@ -104,17 +112,18 @@ def test_on_a_gpu_a_call_that_cannot_be_captured_is_timed_as_it_is(gpu_stage, mo
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(timing, "captured", captured)
-    monkeypatch.setattr(speed, "cases", lambda dry: [("tf32", Case("gru", "inference", 2, 2, 8, 8))])
+    monkeypatch.setattr(speed, "cases", lambda dry: [("tf32", Case("gru", "inference", 2, 2, 8, 8, packed=True))])
+    monkeypatch.setattr(schedules, "BACKENDS", ("cuda",))
     stage = gpu_stage("speed")
     stage.run(speed.run)
-    entry = stage.content["rows"][0]["results"]["torch.nn"]
+    entry = stage.content["rows"][0]["results"]["cuda cluster"]
     assert "not permitted" in entry["kernel_note"]
     assert entry["kernel"]["median_s"] > 0
 
 
 def test_on_a_gpu_a_graph_that_does_not_compute_again_is_found_out(gpu_stage, monkeypatch):
     case = Case("gru", "training", 2, 2, 8, 8)
-    monkeypatch.setattr(repeatability, "rows", lambda device, dry: [("tf32", case, schedules.STEPWISE)])
+    monkeypatch.setattr(repeatability, "rows", lambda gpu, dry: [("tf32", case, Choice("cuda", Cuda("stepwise")))])
     stage = gpu_stage("repeatability")
     stage.run(repeatability.run)
     again, graph = stage.content["rows"]
@@ -125,19 +134,34 @@ def test_on_a_gpu_a_graph_that_does_not_compute_again_is_found_out(gpu_stage, mo
 
 def test_on_a_gpu_every_tiling_is_timed_and_the_fastest_wins(gpu_stage, monkeypatch):
     case = Case("gru", "training", 2, 2, 8, 8)
+    stage = gpu_stage("tuning")
     monkeypatch.setattr(tuning, "workloads", lambda dry: [("tf32", case, False), ("tf32", case, True)])
-    n_tilings = len(candidates(schedules.workload(case, "tf32", backward=True), schedules.gpu(torch.empty(1))))
+    monkeypatch.setattr(tuning, "BACKENDS", ("triton",))
+    n_tilings = len(schedules.candidates(case, "tf32", schedules.gpu(torch.empty(1)), True, "triton"))
     times = itertools.cycle([3.0, 1.0, *[4.0] * (n_tilings - 2)])
     monkeypatch.setattr("triton.testing.do_bench", lambda call, **options: [next(times)] * 3)
-    stage = gpu_stage("tuning")
     stage.run(tuning.run)
     for row in stage.content["rows"]:
         assert row["gain_over_plan"] == pytest.approx(3)
         assert len(row["times"]) == n_tilings
-        assert str(Tiling(**row["fastest"])) == row["times"][1]["tiling"]
+        assert str(Choice.of(row["fastest"])) == row["times"][1]["name"]
 
 
-def test_on_a_gpu_what_repeats_in_a_graph_is_a_slope(gpu_stage):
+def test_on_a_gpu_tilings_that_are_estimated_to_be_far_behind_are_named_and_not_timed(gpu_stage, monkeypatch):
+    monkeypatch.setattr(tuning, "workloads", lambda dry: [("bfloat16", Case("lstm", "training", 2, 2, 8, 8, "bfloat16"), False)])
+    monkeypatch.setattr(tuning, "BACKENDS", ("cuda",))
+    stage = gpu_stage("tuning")
+    stage.run(tuning.run)
+    (row,) = stage.content["rows"]
+    timed = {entry["name"]: entry["estimated_us_per_step"] for entry in row["times"]}
+    assert row["plan"] in timed
+    assert "cuda stepwise" in row["left_out"]
+    assert not set(timed) & set(row["left_out"])
+    assert max(timed.values()) <= tuning.FAR * min(timed.values())
+
+
+def test_on_a_gpu_what_repeats_in_a_graph_is_a_slope(gpu_stage, monkeypatch):
+    monkeypatch.setattr(mechanisms, "_NODES", (1, 3))
     cpu = torch.device("cpu")
     for row in (mechanisms._graph_node(cpu, False), mechanisms._step(cpu, False, 8, 2)):
         assert row["median"] == 0  # twice the same time, whatever the number of nodes
@@ -282,19 +306,26 @@ def test_renumbered_units_give_the_same_results_but_for_rounding(cell):
 
 
 def test_tilings_fit_both_ways_through_time_of_a_training_step():
-    device = Device(132, 227 * 1024)
+    gpu = Gpu(Device(132, 227 * 1024), cuda=None)
     case = Case("lstm", "training", 9, 64, 1024, 1024, dtype="bfloat16")
-    assert {"grid", "stepwise"} == set(schedules.best_of_each(schedules.fitting(case, "bfloat16", device)))
+    assert {"triton grid", "triton stepwise"} == set(schedules.best_of_each(schedules.fitting(case, "bfloat16", gpu)))
     small = Case("gru", "training", 9, 64, 64, 64)
-    assert {"program", "grid", "stepwise"} == set(schedules.best_of_each(schedules.fitting(small, "ieee", device)))
+    expected = {"triton program", "triton grid", "triton stepwise"}
+    assert expected == set(schedules.best_of_each(schedules.fitting(small, "ieee", gpu)))
+
+
+def test_a_choice_survives_a_file():
+    for choice in (schedules.TRITON_STEPWISE, Choice("cuda", Cuda("cluster", "deep", 8)), Choice("cuda", Cuda("one CTA"))):
+        assert Choice.of(choice.as_dict()) == choice
 
 
 def test_tools_are_run_on_the_worst_ratios(stage, tmp_path, monkeypatch):
     def row(H, ratio):
         case = Case("gru", "inference", 512, 2, H, H).as_dict()
-        results = {"torch.nn": {}, "plan": {"wall": {"speedup": 0.1}, "kernel": {"speedup": ratio}}}
+        results = {"torch.nn": {}, "triton plan": {"wall": {"speedup": 0.1}, "kernel": {"speedup": ratio}}}
         return {"key": f"H={H}", "case": case, "precision": "tf32", "results": results}
 
+    monkeypatch.setattr(schedules, "BACKENDS", ("cuda",))  # for the sanitizer's layers: the interpreter takes its time
     tool = tmp_path / "ncu"
     tool.write_text('#!/bin/sh\necho "==PROF== hello"\necho \'"ID","Kernel Name"\'\necho "$@" >> "$0.log"\n')
     tool.chmod(0o755)
@@ -303,7 +334,7 @@ def test_tools_are_run_on_the_worst_ratios(stage, tmp_path, monkeypatch):
     for H, ratio in ((8, 2.0), (9, 0.5), (10, 0.7), (11, 0.6)):
         measured._add(row(H, ratio))
     profiling = stage("profiles")
-    assert [case.H for _, case, _ in profiles.worst(profiling.other("speed"), profiling)] == [9, 11, 10]
+    assert [case.H for _, (_, case, _) in profiles.worst(profiling.other("speed"), profiling)] == [9, 11, 10]
     profiling.run(profiles.run)
     assert [row.get("table") for row in profiling.content["rows"]][1:] == [['"ID","Kernel Name"']] * 3
     assert "--clock-control none" in (tmp_path / "ncu.log").read_text()
@@ -314,6 +345,97 @@ def test_a_tool_that_takes_too_long_is_stopped_and_its_output_kept(stage, monkey
     code, output = profiles._call(["sh", "-c", "echo begun; sleep 60"], stage("profiles"))
     assert code == 124
     assert "begun" in output and "stopped after 1 s" in output
+
+
+def test_the_profiler_is_shown_the_cuda_kernels_where_they_were_timed(stage, native_library):
+    schedules.pretend_gpu()
+    case = Case("gru", "inference", 512, 2, 64, 64, "bfloat16").as_dict()
+    ratios = {"cuda plan": {"kernel": {"speedup": 2.0}}, "triton plan": {"kernel": {"speedup": 0.5}}}
+    running = stage("speed")
+    running._add({"key": "a", "case": case, "precision": "bfloat16", "results": {"torch.nn": {}, **ratios}})
+    ((rank, (_, _, choice)),) = profiles.worst(running.content, running)
+    assert (rank, choice.backend) == (1, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shown"),
+    [("forward_kernel", True), ("step_backward_kernel", True), ("grid_forward_kernel", True), ("pack_forward_kernel", False)],
+)
+def test_the_profiler_leaves_out_what_only_arranges_weights(kernel, shown):
+    assert bool(re.search(profiles._KERNELS.removeprefix("regex:"), kernel)) == shown
+
+
+# --- building ------------------------------------------------------------------------------------------------------------
+
+
+def on_path(directory, monkeypatch, **scripts):
+    for name, script in scripts.items():
+        (directory / name).write_text(f"#!/bin/sh\n{script}\n")
+        (directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.fixture
+def pretended_build(tmp_path, monkeypatch):
+    """The build of a pretended GPU of compute capability 9.0, into a directory of the test's."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(build, "PROGRAM", tmp_path / "built" / "mechanisms")
+    monkeypatch.setattr(build, "_ROOT", tmp_path)
+    (tmp_path / "setup.py").write_text(
+        "import os, pathlib\n"
+        "assert os.environ['RNNKERNELS_BUILD_CUDA'] == '1'\n"
+        "lib = pathlib.Path('rnnkernels/lib')\n"
+        "lib.mkdir(parents=True)\n"
+        '(lib / "build_report.json").write_text(\'{"cuda": {"status": "built", "architectures": "9.0a"}}\')\n'
+    )
+    monkeypatch.setattr(build, "_LIBRARY", tmp_path / "rnnkernels" / "lib")
+    return functools.partial(PretendedGpu, directory=tmp_path, device="cuda", deadline=time.monotonic() + 600)
+
+
+def test_the_kernels_and_the_program_of_mechanisms_are_built_for_the_gpu_that_is_here(pretended_build, tmp_path, monkeypatch):
+    on_path(tmp_path, monkeypatch, nvcc='echo "$@" > "$0.log"; for last; do :; done; touch "$last"')
+    stage = pretended_build("build")
+    stage.run(build.run)
+    library, program = stage.content["rows"]
+    assert (library["built"], library["cuda"]["architectures"]) == ("now", "9.0a")
+    assert program["built"] == "now" and build.PROGRAM.exists()
+    assert "arch=compute_90a,code=sm_90a" in (tmp_path / "nvcc.log").read_text()
+    assert "for 9.0a" in report.render(stage.directory)
+
+
+def test_a_build_that_fails_says_why_and_one_that_was_made_before_is_taken_when_asked_for(pretended_build, tmp_path, monkeypatch):
+    on_path(tmp_path, monkeypatch, nvcc="echo no such architecture; exit 1")
+    (tmp_path / "setup.py").write_text("raise SystemExit('no compiler')")
+    stage = pretended_build("build")
+    stage.run(build.run)
+    library, program = stage.content["rows"]
+    assert "no compiler" in library["error"] and "no such architecture" in program["error"]
+    again = pretended_build("again", built=True)
+    again.run(build.run)
+    library, program = again.content["rows"]
+    assert library["built"] == "before"
+    assert program["unsupported"] == "it was not built before"
+
+
+def test_mechanisms_are_measured_by_the_program_that_was_built(gpu_stage, tmp_path, monkeypatch):
+    on_path(tmp_path, monkeypatch, program='test $1 = broken && { echo trap >&2; exit 1; }; echo "{\\"median\\": $2}"')
+    monkeypatch.setattr(build, "PROGRAM", tmp_path / "program")
+    stage = gpu_stage("mechanisms")
+    assert mechanisms._program(stage, "remote_load", (3,)) == {"mechanism": "remote_load", "numbers": [3], "median": 3}
+    assert mechanisms._program(stage, "broken", ())["error"] == "trap"
+    monkeypatch.setattr(build, "PROGRAM", tmp_path / "nothing")
+    assert mechanisms._program(stage, "remote_load", (3,))["unsupported"] == "the program was not built"
+
+
+def test_the_program_knows_the_mechanisms_it_is_asked_for():
+    source = (build._ROOT / "csrc" / "cuda" / "mechanisms.cu").read_text()
+    known = {name: int(count) for name, count in re.findall(r'^    \{"(\w+)", \{.*, (\d)\}\},$', source, re.MULTILINE)}
+    assert {name: len(numbers) for name, numbers, _ in mechanisms.PROGRAM} == known
+    keys = [what for _, _, what in mechanisms.PROGRAM]
+    assert len(set(keys)) == len(keys)
+
+
+# --- peers ---------------------------------------------------------------------------------------------------------------
 
 
 def test_torchrl_is_asked_for_its_triton_backend(monkeypatch):

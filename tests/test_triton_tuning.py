@@ -26,6 +26,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A GPU with a name and an empty cache; -> the file of its measurements."""
     monkeypatch.setenv("RNNKERNELS_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200 (a test's)")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(tuning, "_COMMITTED", tmp_path / "none")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     tuning._measured.cache_clear()
     yield tuning.cache_file("NVIDIA H200 (a test's)")

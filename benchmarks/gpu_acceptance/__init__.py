@@ -7,17 +7,22 @@ stage.py             a stage's side of it: rows, written as they come; the clock
 schedules.py         making a layer take one schedule, and seeing what was launched
 problems.py          the numbers of a case, results by name, the error budget against a float64 oracle
 timing.py            interleaved times of the host's clock, of the device's and of replayed CUDA graphs
-compiling.py         compiles the kernels of later stages in the background
+layers.py            one pass of one layer, for what is compiled ahead and what is tuned
+compiling.py         compiles Triton's kernels of later stages in the background
 report.py            DIR -> Markdown
+tables.py            DIR -> the tables of measurements that plans read
+refit.py             DIR -> the constants of the CUDA kernels' cost model
 -------------------  --------------------------------------------------------------------------------------------------
 machine.py           stage 1: hardware, driver, versions, switches
-parity.py            stage 2: every schedule against the oracle
-repeatability.py     stage 3: the same bits again, also from a CUDA graph
-speed.py             stage 4: times and memory next to torch.nn (cuDNN)
-tuning.py            stage 5: every tiling that fits, timed: a table of winners
-mechanisms.py        stage 6: what launches, barriers, caches and products cost; its kernels are in mechanism_kernels.py
-peers.py             stage 7: other projects' Triton kernels, where installed
-profiles.py          stage 8: profiler and sanitizer, where installed
+build.py             stage 2: compiles the CUDA kernels for the GPU that is here
+parity.py            stage 3: every schedule against the oracle
+repeatability.py     stage 4: the same bits again, also from a CUDA graph
+speed.py             stage 5: times and memory next to torch.nn (cuDNN)
+tuning.py            stage 6: every tiling that fits, timed: the winners
+mechanisms.py        stage 7: what launches, barriers, caches and products cost; its kernels are in csrc/cuda/mechanisms.cu
+                     and mechanism_kernels.py
+peers.py             stage 8: other projects' Triton kernels, where installed
+profiles.py          stage 9: profiler and sanitizer, where installed
 ===================  ==================================================================================================
 
 Each stage writes DIR/<stage>.json as it goes, so that a run that is cut short is useful as far as it came. The most valuable

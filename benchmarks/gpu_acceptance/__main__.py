@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-from . import conductor, report
-from .stage import DEVICES
+from . import conductor, report, tables
+from .stage import DEVICES, Stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"report": _report, "stage": _stage, "exercise": _exercise}
+    commands = {"report": _report, "tables": _tables, "refit": _refit, "stage": _stage, "exercise": _exercise}
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:])
     return _run(arguments)
@@ -32,13 +34,14 @@ def _run(arguments: Sequence[str]) -> int:
     parser.add_argument("--stages", default=",".join(conductor.SHARES), metavar="A,B", help="of: %(default)s")
     parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help=f"{DEVICES[1]}: a dry run, tiny, without a GPU")
     parser.add_argument("--commit", help="what the files name, where git cannot tell")
+    parser.add_argument("--built", action="store_true", help="load the CUDA kernels that are there instead of building them")
     options = parser.parse_args(arguments)
     asked_for = options.stages.split(",")
     unknown = [name for name in asked_for if name not in conductor.SHARES]
     if unknown:
         parser.error(f"unknown stages {', '.join(unknown)}; known are {', '.join(conductor.SHARES)}")
     stages = [name for name in conductor.SHARES if name in asked_for]
-    plan = conductor.Plan(options.out, options.device, stages, options.minutes, options.commit)
+    plan = conductor.Plan(options.out, options.device, stages, options.minutes, options.commit, built=options.built)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run that is ended from outside ends its children
     try:
         fine = conductor.conduct(plan)
@@ -57,6 +60,39 @@ def _report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _tables(arguments: Sequence[str]) -> int:
+    """A run's measurements, into the tables that plans read."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_acceptance tables",
+        description="Write what a run's tuning measured to the tables in the sources, in place of the same GPU generation's.",
+    )
+    parser.add_argument("directory", type=Path)
+    try:
+        written = tables.write(parser.parse_args(arguments).directory)
+    except tables.NoMeasurements as reason:
+        parser.error(str(reason))
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def _refit(arguments: Sequence[str]) -> int:
+    """A run's mechanisms, into the constants of the CUDA kernels' cost model."""
+    from . import refit
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_acceptance refit",
+        description="Fit the cost model of the CUDA kernels' plan to a run, and print the constants.",
+    )
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--write", action="store_true", help="to the file that the plan is built with")
+    options = parser.parse_args(arguments)
+    try:
+        print(refit.run(options.directory, options.write), end="")
+    except refit.NothingToFit as reason:
+        parser.error(str(reason))
+    return 0
+
+
 def _stage(arguments: Sequence[str]) -> int:
     """One stage in this process: what the conductor's children run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_acceptance stage")
@@ -64,15 +100,13 @@ def _stage(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=DEVICES, required=True)
     parser.add_argument("--commit")
+    parser.add_argument("--built", action="store_true")
     options = parser.parse_args(arguments)
 
     import gc
     import importlib
 
     import torch
-
-    from . import machine
-    from .stage import Stage
 
     module = importlib.import_module(f".{options.name}", __package__)
     # In a dry run tensors are tiny; otherwise most cores compile.
@@ -81,17 +115,27 @@ def _stage(arguments: Sequence[str]) -> int:
     told = sys.stdin.readline()
     if not told:
         return 0  # never told to go
-    stage = Stage(options.name, options.out, options.device, json.loads(told)["deadline"])
+    deadline = json.loads(told)["deadline"]
+    run_stage(Stage(options.name, options.out, options.device, deadline, built=options.built), module, options.commit)
+    # Nothing is left to do, and taking interpreter and driver down in order would take a second and let Triton's bindings
+    # complain about what is still alive.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def run_stage(stage: Stage, module: ModuleType, commit: str | None) -> None:
+    """One stage, here and now."""
+    from . import machine
 
     def measure(stage: Stage) -> None:
-        if options.name == conductor.BACKGROUND:  # it has no GPU
+        if stage.name == conductor.BACKGROUND:  # it has no GPU
             stage.content["conditions"] = (stage.other("machine") or {}).get("conditions", {})
         else:
-            stage.content["conditions"] = machine.conditions(stage, options.commit)
+            stage.content["conditions"] = machine.conditions(stage, commit)
         module.run(stage)
 
     stage.run(measure)
-    return 0
 
 
 def _exercise(arguments: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ from rnnkernels.backends.triton.plan import STEPWISE, Device, Tiling
 
 from ..cases import Case
 from . import layers, parity, repeatability, speed, tuning
-from .schedules import best_of_each, fitting, only, started_by, switched
+from .schedules import Choice, Gpu, best_of_each, fitting, only, started_by, switched
 from .stage import Row, Stage, describe_error
 
 
@@ -72,15 +72,23 @@ def jobs(device: Device) -> list[Job]:
 
 
 def _all(device: Device) -> Iterator[Job]:
-    first_checks = list(parity.rows(device, dry=False))
-    n_first = sum(len(best_of_each(fitting(case, precision, device))) for precision, case in parity.fixed_cases())
-    yield from (Job(*row) for row in first_checks[:n_first])
-    yield from (Job(*row) for row in repeatability.rows(device, dry=False))
+    gpu = Gpu(device, cuda=None)  # only Triton's kernels are compiled as they are needed
+    first_checks = list(parity.rows(gpu, dry=False))
+    n_first = sum(len(best_of_each(fitting(case, precision, gpu))) for precision, case in parity.fixed_cases())
+    yield from map(_job, first_checks[:n_first])
+    yield from map(_job, repeatability.rows(gpu, dry=False))
     for precision, case in speed.cases(dry=False):
-        yield from (Job(precision, case, tiling) for tiling in best_of_each(fitting(case, precision, device)).values())
+        yield from (_job((precision, case, choice)) for choice in best_of_each(fitting(case, precision, gpu)).values())
     for precision, case, _ in tuning.workloads(dry=False):
-        yield from (Job(precision, case, tiling) for tiling in fitting(case, precision, device))
-    yield from (Job(*row) for row in first_checks[n_first:])
+        if precision != "ieee":
+            yield from (_job((precision, case, choice)) for choice in fitting(case, precision, gpu))
+    yield from map(_job, first_checks[n_first:])
+
+
+def _job(row: tuple[str, Case, Choice]) -> Job:
+    precision, case, choice = row
+    assert isinstance(choice.tiling, Tiling)
+    return Job(precision, case, choice.tiling)
 
 
 # --- in a worker ---------------------------------------------------------------------------------------------------------
@@ -127,10 +135,10 @@ def compile_job(job: Job) -> Row:
     case = replace(job.case, T=2) if job.tiling == STEPWISE else job.case
     device = torch.device("meta")
     try:
-        with switched(job.precision), started_by(start), only(job.tiling):
-            layers.forward_pass(case, job.precision, device)()
+        with switched(job.precision), started_by(start), only(Choice("triton", job.tiling)):
+            layers.forward_pass(case, job.precision, device, "triton")()
             if case.mode == "training":
-                layers.backward_pass(case, job.precision, device)()
+                layers.backward_pass(case, job.precision, device, "triton")()
     except Exception as error:
         print(f"{job}: {describe_error(error)}", file=sys.stderr)
         return {"error": describe_error(error), "kernels": compiled}

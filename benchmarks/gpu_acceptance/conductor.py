@@ -24,15 +24,22 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 #: Stages in the order of their value, and the seconds of a ten-minute run that each may take. What one leaves, the others get.
 SHARES = {
-    "machine": 15,
-    "parity": 110,
-    "repeatability": 55,
+    "machine": 10,
+    "build": 40,
+    "parity": 105,
+    "repeatability": 50,
     "speed": 190,
     "tuning": 80,
     "mechanisms": 40,
     "peers": 10,
-    "profiles": 75,
+    "profiles": 70,
 }
+
+#: Stages that the others need, and the seconds that they may take beyond their share; the first one's process imports meanwhile.
+PATIENCE = {"machine": 60, "build": 240}
+
+#: Stages that the next one's process must not be started beside: it would load what they are about to replace.
+ALONE = ("build",)
 
 #: The stage that runs beside the others, from the end of the first until the end.
 BACKGROUND = "compiling"
@@ -57,6 +64,7 @@ class Plan:
     minutes: float
     commit: str | None = None
     row_limit: float = ROW_LIMIT
+    built: bool = False  # whether the CUDA kernels are there already
 
 
 def conduct(plan: Plan) -> bool:
@@ -72,10 +80,11 @@ def conduct(plan: Plan) -> bool:
     try:
         for i, name in enumerate(plan.stages):
             here = children.pop(name, None) or Child(plan, name)
-            if i + 1 < len(plan.stages):  # it imports while this one measures
+            if i + 1 < len(plan.stages) and name not in ALONE:  # it imports while this one measures
                 children[plan.stages[i + 1]] = Child(plan, plan.stages[i + 1])
             left = end - time.monotonic()
-            budget = left * SHARES[name] / sum(SHARES[later] for later in plan.stages[i:])
+            share = left * SHARES[name] / sum(SHARES[later] for later in plan.stages[i:])
+            budget = min(left, max(share, PATIENCE.get(name, 0)))
             status = _run(plan, name, here, time.monotonic() + budget)
             print(f"{name:<14} {status['status']:<9} {status['seconds']:6.1f} s  {one_line(status['reason'] or '')}", flush=True)
             fine &= status["status"] in ("complete", "cut")
@@ -92,7 +101,7 @@ def command(plan: Plan, name: str) -> list[str]:
     """What runs one stage."""
     line = [sys.executable, "-m", "benchmarks.gpu_acceptance", "stage", name]
     line += ["--out", str(plan.directory.resolve()), "--device", plan.device]
-    return [*line, *(["--commit", plan.commit] if plan.commit else [])]
+    return [*line, *(["--commit", plan.commit] if plan.commit else []), *(["--built"] if plan.built else [])]
 
 
 class Child:
@@ -137,10 +146,8 @@ class Child:
             self.log_path.unlink()
 
     def last_words(self) -> str:
-        """The end of what the process printed, without the complaints that Triton's bindings add when it ends badly."""
-        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
-        noise = ("nanobind:", " - leaked", " - ... skipped", "See https://nanobind")
-        return "\n".join(line for line in text.splitlines() if not line.startswith(noise))[-800:]
+        """The end of what the process printed."""
+        return self.log_path.read_text(errors="replace").rstrip()[-800:] if self.log_path.exists() else ""
 
 
 def _run(plan: Plan, name: str, child: Child, deadline: float) -> dict[str, Any]:
@@ -148,7 +155,7 @@ def _run(plan: Plan, name: str, child: Child, deadline: float) -> dict[str, Any]
     for attempt in range(1, ATTEMPTS + 1):
         try:
             child.go(deadline)
-            reason = _watch(child, deadline + GRACE, plan.row_limit)
+            reason = _watch(child, deadline + GRACE, max(plan.row_limit, PATIENCE.get(name, 0)))
         except BaseException:  # the run is ended from outside: nothing may stay behind
             child.stop()
             _write_ended(child, "cut", "the run was ended from outside")

@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rnnkernels import ops  # noqa: F401  (registers the operators)
 from rnnkernels.backends.triton import gru, lstm
 
 from ..cases import Case
-from .schedules import STEPWISE, only, torch_dtype
+from .problems import GATES
+from .schedules import TRITON_STEPWISE, only, torch_dtype
 
-_MODULES = {"lstm": lstm, "gru": gru}
-_GATES = {"lstm": 4, "gru": 3}
+_TRITON = {"lstm": lstm, "gru": gru}
 
 
-def forward_pass(case: Case, precision: str, device: torch.device) -> Callable[[], tuple[Tensor, ...]]:
+def forward_pass(case: Case, precision: str, device: torch.device, backend: str) -> Callable[[], tuple[Tensor, ...]]:
     """A call of the cell's forward operator; in training it keeps what backward needs."""
-    arguments = _operands(case, precision, device)
-    return lambda: _MODULES[case.cell].forward(*arguments, case.mode == "training")
+    arguments, forward = _operands(case, precision, device), _operator(case, backend, "forward")
+    return lambda: forward(*arguments, case.mode == "training")
 
 
-def backward_pass(case: Case, precision: str, device: torch.device) -> Callable[[], tuple]:
+def backward_pass(case: Case, precision: str, device: torch.device, backend: str) -> Callable[[], tuple]:
     """A call of the cell's backward operator, weight gradients included."""
     operands = _operands(case, precision, device)
     n_states = 2 if case.cell == "lstm" else 1
     tensors, flags = operands[: 3 + n_states], operands[3 + n_states :]
-    with only(STEPWISE):
-        output, *rest = _MODULES[case.cell].forward(*operands, True)
+    forward = _operator(case, backend, "forward")
+    if backend == "triton":  # with what is compiled soonest
+        with only(TRITON_STEPWISE):
+            output, *rest = forward(*operands, True)
+    else:
+        output, *rest = forward(*operands, True)
     grads = [torch.empty_like(value).normal_() for value in (output, *rest[:n_states])]
     arguments = (*grads, *tensors, output, *rest[n_states:], *flags, True, True)
-    return lambda: _MODULES[case.cell].backward(*arguments)
+    backward = _operator(case, backend, "backward")
+    return lambda: backward(*arguments)
+
+
+def _operator(case: Case, backend: str, way: str) -> Callable[..., Any]:
+    if backend == "triton":
+        return getattr(_TRITON[case.cell], way)
+    return getattr(torch.ops.rnnkernels, f"{case.cell}_{way}")  # the device of its tensors decides whose kernels
 
 
 def _operands(case: Case, precision: str, device: torch.device) -> tuple:
     """input, batch_sizes, states, weights, and the flags for biases, (LSTM) projection and directions."""
-    D, G = 2 if case.bidirectional else 1, _GATES[case.cell]
+    D, G = 2 if case.bidirectional else 1, GATES[case.cell]
 
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, device=device).normal_(std=case.H**-0.5).to(torch_dtype(precision))

@@ -16,7 +16,7 @@ from torch.utils import collect_env
 from rnnkernels import info
 
 from .. import machine
-from .schedules import gpu
+from .schedules import cuda_missing, gpu, pretend_gpu
 from .stage import Row, Stage, describe_error
 
 #: What the driver is asked for; it is only read, never set.
@@ -60,6 +60,8 @@ def run(stage: Stage) -> None:
 
 def conditions(stage: Stage, commit: str | None) -> dict[str, Any]:
     """What every file of the run begins with."""
+    if stage.dry:
+        pretend_gpu()
     return {
         "machine": hardware_name(stage.torch_device),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -68,6 +70,7 @@ def conditions(stage: Stage, commit: str | None) -> dict[str, Any]:
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if stage.torch_device.type == "cuda" else None,
+        "cuda_kernels": cuda_missing() or "built",
         "dry_run": stage.dry,
     }
 
@@ -88,7 +91,7 @@ def find_tool(name: str) -> str | None:
 def _hardware(stage: Stage) -> Row:
     cpu = {key: value for key, value in machine.describe().items() if key not in ("gpus", "isa")}
     device = gpu(torch.empty(1, device=stage.torch_device))
-    row: Row = {"name": hardware_name(stage.torch_device), "cpu": cpu, "plan": device._asdict()}
+    row: Row = {"name": hardware_name(stage.torch_device), "cpu": cpu, "plan": device.triton._asdict()}
     if stage.dry:
         return row
     properties = torch.cuda.get_device_properties(stage.torch_device)

@@ -1,12 +1,16 @@
-"""Stage 6: what the mechanisms cost of which schedules are made; the numbers that a cost model is fitted to.
+"""Stage 7: what the mechanisms cost of which schedules are made; the numbers that a cost model is fitted to.
 
-Costs of repeated things are slopes: the time of many rounds less the time of few, by the difference, so that what a launch costs
-once is not in them. Everything is in the unit that the row's key names.
+First those of the CUDA kernels, each by a run of the program that the stage build compiled of ``csrc/cuda/mechanisms.cu``, then
+those of Triton's kernels and of torch. Costs of repeated things are slopes: the time of many rounds less the time of few, by the
+difference, so that what a launch costs once is not in them. Everything is in the unit that the row's key names; ``mechanism`` and
+``numbers`` are by what ``refit.py`` finds a row.
 """
 
 from __future__ import annotations
 
 import functools
+import json
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +18,9 @@ from typing import Any
 import torch
 import triton
 
+from . import build, timing
 from . import mechanism_kernels as kernels
-from . import timing
-from .schedules import one_program_at_a_time, switched
+from .schedules import pretend_gpu, switched
 from .stage import Row, Stage
 
 #: A median, p20 and p80 in seconds of device time for one call.
@@ -24,19 +28,61 @@ Seconds = Callable[[Callable[[], object]], list[float]]
 
 _QUANTILES = [0.5, 0.2, 0.8]
 
+#: Few and many nodes of a graph.
+_NODES = (100, 1100)
+
+#: One run of the program, in seconds: what it waits for, it waits for 10 s at most.
+_PATIENCE = 30
+
+#: The program's arguments, and what they measure.
+PROGRAM = (
+    ("clock_rate", (), "clock, cycles per us"),
+    ("remote_latency", (2,), "asynchronous store to another CTA of a cluster of 2, until it is seen, us"),
+    ("remote_latency", (8,), "asynchronous store to another CTA of a cluster of 8, until it is seen, us"),
+    ("remote_latency", (16,), "asynchronous store to another CTA of a cluster of 16, until it is seen, us"),
+    ("cluster_exchange", (8, 8, 15), "exchange of 128 bytes by each CTA in 15 clusters of 8, us"),
+    ("cluster_exchange", (8, 64, 15), "exchange of 1 KiB by each CTA in 15 clusters of 8, us"),
+    ("cluster_exchange", (8, 128, 15), "exchange of 2 KiB by each CTA in 15 clusters of 8, us"),
+    ("cluster_exchange", (16, 64, 7), "exchange of 1 KiB by each CTA in 7 clusters of 16, us"),
+    ("cluster_exchange", (8, 64, 1), "exchange of 1 KiB by each CTA in one cluster of 8, us"),
+    ("remote_load", (2,), "load from another CTA's shared memory, us"),
+    ("flag_latency", (), "release store until an acquire load on another multiprocessor, us"),
+    ("word_latency", (), "relaxed store until a relaxed load on another multiprocessor, us"),
+    ("flag_barrier", (32,), "meeting of 32 CTAs by flags, us"),
+    ("flag_barrier", (128,), "meeting of 128 CTAs by flags, us"),
+    ("grid_barrier", (32,), "grid barrier of 32 CTAs, us"),
+    ("grid_barrier", (128,), "grid barrier of 128 CTAs, us"),
+    ("cta_barrier", (256,), "barrier of a CTA of 8 warps, us"),
+    ("product_latency_bf16", (), "product m16n8k16 in bfloat16 that the next depends on, us"),
+    ("product_latency_tf32", (), "product m16n8k8 in TF32 that the next depends on, us"),
+    ("product_rate_bf16", (), "products m16n8k16 in bfloat16 of 8 warps, per us and multiprocessor"),
+    ("product_rate_tf32", (), "products m16n8k8 in TF32 of 8 warps, per us and multiprocessor"),
+    ("cell_latency_lstm", (), "an LSTM's cell that the next depends on, us"),
+    ("cell_latency_gru", (), "a GRU's cell that the next depends on, us"),
+    ("shared_rate", (256,), "reads of shared memory, bytes per us and multiprocessor"),
+    ("global_latency", (1 << 12,), "load past the first-level cache from 4 MiB, us"),
+    ("global_rate", (1 << 12,), "reads of 4 MiB, from the second-level cache, bytes per us"),
+    ("global_rate", (1 << 21,), "reads of 2 GiB, from memory, bytes per us"),
+    *(("resident_clusters", (n, 200), f"clusters of {n} CTAs with 200 KiB each at once") for n in (2, 4, 8, 16)),
+    ("launch_on_host", (), "launch of an empty kernel, us of the host"),
+    ("graph_node", (), "empty kernel as a graph's node, us"),
+)
+
 
 def run(stage: Stage) -> None:
     if stage.dry:
-        one_program_at_a_time()
+        pretend_gpu()
     device, dry = stage.torch_device, stage.dry
     seconds = _host_seconds if dry else _device_seconds
 
     def row(key: str, measure: Callable[..., Row], *arguments: Any) -> None:
         stage.row(key, functools.partial(measure, *arguments))
 
+    for mechanism, numbers, what in PROGRAM[:1] if dry else PROGRAM:
+        row(what, _program, stage, mechanism, numbers)
     row("launch of a Triton kernel, us of the host", _launch_on_host, device, dry)
     row("launch of a torch operation, us of the host", _torch_on_host, device, dry)
-    row("empty kernel as a graph's node, us", _graph_node, device, dry)
+    row("empty Triton kernel as a graph's node, us", _graph_node, device, dry)
     for programs in (1,) if dry else (32, 64, 132):
         for warps in (4, 8):
             row(f"barrier among {programs} programs of {warps} warps, us", _barrier, device, seconds, dry, programs, warps)
@@ -49,6 +95,19 @@ def run(stage: Stage) -> None:
     row("device-to-device copy, TB/s read and written", _copy, device, seconds, dry)
     for precision in ("bfloat16", "float16", "tf32", "ieee"):
         row(f"matrix product in {precision}, TFLOP/s", _product, device, seconds, dry, precision)
+
+
+def _program(stage: Stage, mechanism: str, numbers: tuple[int, ...]) -> Row:
+    row: Row = {"mechanism": mechanism, "numbers": list(numbers)}
+    if stage.dry:
+        return {**row, "unsupported": "it needs a GPU"}
+    if not build.PROGRAM.exists():
+        return {**row, "unsupported": "the program was not built"}
+    command = [str(build.PROGRAM), mechanism, *map(str, numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+    if done.returncode:
+        return {**row, "error": done.stderr.strip()[-1000:]}
+    return row | json.loads(done.stdout)
 
 
 def _host_seconds(call: Callable[[], object]) -> list[float]:
@@ -107,8 +166,8 @@ def _graph_node(device: torch.device, dry: bool) -> Row:
     def launches(n: int) -> Callable[[], object]:
         return timing.captured(lambda: [kernels.empty_kernel[(1,)](out) for _ in range(n)])
 
-    replays = {n: launches(n) for n in (100, 1100)}
-    return _slope(_device_seconds, lambda n: replays[n](), 100, 1100)
+    replays = {n: launches(n) for n in _NODES}
+    return _slope(_device_seconds, lambda n: replays[n](), *_NODES)
 
 
 # --- among programs ------------------------------------------------------------------------------------------------------
@@ -181,7 +240,8 @@ def _step(device: torch.device, dry: bool, H: int, B: int) -> Row:
 
     chain(1)
     replays = {n: timing.captured(functools.partial(chain, n)) for n in (32, 160)}
-    return _slope(_device_seconds, lambda n: replays[n](), 32, 160)
+    slope = _slope(_device_seconds, lambda n: replays[n](), 32, 160)
+    return {"mechanism": "library_step", "numbers": [H, B], **slope}
 
 
 # --- ceilings ------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Stage 2: every schedule, forward and backward, against the float64 oracle, with every byte nobody wrote set to NaN.
+"""Stage 3: every schedule, forward and backward, against the float64 oracle, with every byte nobody wrote set to NaN.
 
-Row key: ``<case>, <precision>: <tiling>``. ``share`` is the error as a share of what is allowed.
+Row key: ``<case>, <precision>: <choice>``. ``share`` is the error as a share of what is allowed.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from rnnkernels.backends.triton.plan import Device, Tiling
-
 from ..cases import Case
+from . import schedules
 from .problems import Budget, draw, evaluate, poisoned
-from .schedules import PRECISIONS, best_of_each, fitting, gpu, one_program_at_a_time, only, recorded, switched
+from .schedules import PRECISIONS, Choice, Gpu, backend_of, best_of_each, fitting, gpu, only, pretend_gpu, recorded, switched
 from .stage import Row, Stage
 
-#: T, B, I, H, and what sets the case apart. The first ones fit one program each, in half types and in float32; then those that
-#: need the grid, with hidden sizes that fill no chunk, several launches (many rows) and many programs (many units).
+#: T, B, I, H, and what sets the case apart. The first ones fit one program or CTA each, in half types and in float32; then those
+#: that need a cluster or a grid, with hidden sizes that fill no chunk, several launches (many rows) and many programs (many
+#: units), and a projection, which goes step by step.
 _SHAPES = (
     ((23, 19, 31, 61), {"packed": True, "bidirectional": True}),
     ((17, 33, 40, 200), {"packed": True, "bidirectional": True}),
     ((12, 5, 24, 1000), {}),
+    ((11, 7, 24, 96), {"packed": True, "bidirectional": True, "proj_size": 40}),
     ((40, 1, 64, 128), {}),
     ((9, 150, 64, 512), {"packed": True}),
     ((65, 64, 128, 256), {}),
     ((6, 70, 16, 1024), {"bidirectional": True}),
 )
 
+_PASSES = ("forward", "backward")
 
 Pair = tuple[str, Case]  # precision and case
 
@@ -52,50 +54,50 @@ def random_cases(most: tuple[int, int, int, int]) -> Iterator[Pair]:
 
 
 def dry_cases() -> Iterator[Pair]:
-    """What Triton's interpreter computes in seconds."""
-    yield from _both_cells("bfloat16", (3, 2, 4, 5), {})
-    yield from _both_cells("ieee", (2, 3, 4, 5), {"packed": True, "bidirectional": True})
+    """What Triton's interpreter computes in seconds: 16 units are the most that its grid can have there, and enough for the CUDA
+    kernels' of an LSTM."""
+    yield from _both_cells("bfloat16", (2, 2, 4, 16), {"packed": True})
+    yield from _both_cells("ieee", (2, 2, 3, 5), {"bidirectional": True, "proj_size": 4})
 
 
 def _both_cells(precision: str, shape: tuple[int, ...], variant: dict[str, bool]) -> Iterator[Pair]:
-    for cell in ("lstm", "gru"):
+    for cell in ("lstm",) if "proj_size" in variant else ("lstm", "gru"):
         yield precision, Case(cell, "training", *shape, dtype=PRECISIONS[precision][0], **variant)
 
 
-def rows(device: Device, dry: bool) -> Iterator[tuple[str, Case, Tiling]]:
-    """What is checked: one tiling per schedule of each case, then the other tilings."""
+def rows(gpu: Gpu, dry: bool) -> Iterator[tuple[str, Case, Choice]]:
+    """What is checked: every schedule of each case, then every tiling."""
     pairs = list(dry_cases() if dry else fixed_cases())
     for precision, case in pairs:
-        for tiling in best_of_each(fitting(case, precision, device)).values():
-            yield precision, case, tiling
+        for choice in best_of_each(fitting(case, precision, gpu)).values():
+            yield precision, case, choice
     for precision, case in pairs:
-        tilings = fitting(case, precision, device)
-        for tiling in tilings[: 2 if dry else None]:
-            if tiling not in best_of_each(tilings).values():
-                yield precision, case, tiling
+        choices = fitting(case, precision, gpu)
+        others = [choice for choice in choices if choice not in best_of_each(choices).values()]
+        yield from ((precision, case, choice) for choice in others[: 1 if dry else None])
 
 
 def run(stage: Stage) -> None:
     if stage.dry:
-        one_program_at_a_time()
+        pretend_gpu()
     device = gpu(torch.empty(1, device=stage.torch_device))
     stage.row("torch.nn in float64 on this device and on the CPU", lambda: _oracles_agree(stage.torch_device))
     budget = functools.lru_cache(maxsize=64)(functools.partial(_budget, stage.torch_device))
     for row in rows(device, stage.dry):
         _row(stage, budget, *row)
     n_random = 0
-    for precision, case in random_cases((4, 3, 5, 16) if stage.dry else (40, 64, 200, 1100)):
+    for precision, case in random_cases((3, 2, 5, 9) if stage.dry else (40, 64, 200, 1100)):
         if stage.seconds_left <= 0 or n_random == (1 if stage.dry else 200):
             break
-        for tiling in best_of_each(fitting(case, precision, device)).values():
-            _row(stage, budget, precision, case, tiling)
+        for choice in best_of_each(fitting(case, precision, device)).values():
+            _row(stage, budget, precision, case, choice)
         n_random += 1
     stage.fact("random_cases", n_random)
 
 
-def _row(stage: Stage, budget: Callable[[Case, str], Budget], precision: str, case: Case, tiling: Tiling) -> None:
-    check = functools.partial(_check, stage.torch_device, budget, precision, case, tiling)
-    stage.row(f"{case}, {precision}: {tiling}", check, tiling.schedule)
+def _row(stage: Stage, budget: Callable[[Case, str], Budget], precision: str, case: Case, choice: Choice) -> None:
+    check = functools.partial(_check, stage.torch_device, budget, precision, case, choice)
+    stage.row(f"{case}, {precision}: {choice}", check, choice.schedule)
 
 
 def _budget(device: torch.device, case: Case, precision: str) -> Budget:
@@ -103,11 +105,13 @@ def _budget(device: torch.device, case: Case, precision: str) -> Budget:
         return Budget(draw(case), device)
 
 
-def _check(device: torch.device, budget: Callable[[Case, str], Budget], precision: str, case: Case, tiling: Tiling) -> Row:
-    row: Row = {"case": case.as_dict(), "precision": precision, "tiling": tiling._asdict()}
+def _check(device: torch.device, budget: Callable[[Case, str], Budget], precision: str, case: Case, choice: Choice) -> Row:
+    row: Row = {"case": case.as_dict(), "precision": precision, "choice": choice.as_dict()}
     problem, allowed = draw(case), budget(case, precision)
-    with switched(precision), recorded() as launches, only(tiling), poisoned(device):
-        results = evaluate(problem, "triton", device, case.torch_dtype)
+    with switched(precision), recorded() as launches, only(choice), poisoned(device):
+        results = evaluate(problem, backend_of(choice.backend), device, case.torch_dtype)
+        if choice.backend == "cuda":
+            launches += [{"pass": way, **schedules.cuda_plan(case, precision, way == "backward")} for way in _PASSES]
     return {**row, **allowed.check(results), "launches": launches}
 
 

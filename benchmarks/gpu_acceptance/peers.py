@@ -1,4 +1,4 @@
-"""Stage 7: other projects' Triton kernels, where they are installed. None is needed, none is contained here.
+"""Stage 8: other projects' Triton kernels, where they are installed. None is needed, none is contained here.
 
 ========  =================================================================================================================
 TorchRL   ``LSTMModule`` and ``GRUModule`` with ``recurrent_backend="triton"``: float32 weights, products in TF32 or bfloat16
@@ -6,7 +6,7 @@ FlashRNN  ``flashrnn`` with ``backend="triton_fused"``: LSTM, heads of at most 6
           leaves to its caller, is added as one matrix product
 ========  =================================================================================================================
 
-They are compared with torch.nn and the plan's choice on the same numbers, training steps. Both have their own weight layouts, so
+They are compared with torch.nn and our plans' choices on the same numbers, training steps. Both have their own weight layouts, so
 their results are only looked at for NaN; times say nothing about exactness.
 """
 
@@ -23,7 +23,7 @@ import rnnkernels
 
 from ..cases import TORCH_CLASSES, Case
 from . import speed, timing
-from .schedules import PRECISIONS, switched
+from .schedules import PRECISIONS, backend_of, cuda_missing, pretend_gpu, switched
 from .stage import Row, Stage
 
 _PACKAGES = {"TorchRL": "torchrl", "FlashRNN": "flashrnn"}
@@ -36,6 +36,8 @@ Step = Callable[[Tensor, Tensor], object]
 
 
 def run(stage: Stage) -> None:
+    if stage.dry:
+        pretend_gpu()
     for peer, package in _PACKAGES.items():
         if importlib.util.find_spec(package) is None:
             reason = f"the package {package} is not installed"
@@ -58,15 +60,24 @@ def _measure(stage: Stage, make: Callable[[Case, torch.device], Step], precision
         except NotImplementedError as reason:
             return {**row, "unsupported": str(reason)}
         steps[speed.BASELINE] = _module_step(TORCH_CLASSES[case.cell](case.I, case.H).to(device, case.torch_dtype))
-        ours = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}[case.cell](case.I, case.H)
-        steps[speed.PLAN] = _module_step(ours.to(device, case.torch_dtype))
+        ours = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}[case.cell](case.I, case.H).to(device, case.torch_dtype)
+        for backend, plan in speed.PLANS.items():
+            if backend != "cuda" or cuda_missing() is None:
+                steps[plan] = _on_backend(backend, _module_step(ours))
         x = torch.randn(case.T, case.B, case.I, device=device).to(case.torch_dtype)
         grad = torch.randn(case.T, case.B, case.H, device=device).to(case.torch_dtype)
         calls = {name: functools.partial(step, x, grad) for name, step in steps.items()}
-        with rnnkernels.use_backend("triton"):
-            for call in calls.values():
-                call()
-            return {**row, "results": timing.wall_times(calls, speed.BASELINE, device, 0.5, 3)}
+        for call in calls.values():
+            call()
+        return {**row, "results": timing.wall_times(calls, speed.BASELINE, device, 0.5, 3)}
+
+
+def _on_backend(backend: str, step: Step) -> Step:
+    def on_backend(x: Tensor, grad: Tensor) -> object:
+        with rnnkernels.use_backend(backend_of(backend)):
+            return step(x, grad)
+
+    return on_backend
 
 
 def _module_step(module: nn.Module) -> Step:

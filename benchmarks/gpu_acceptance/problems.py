@@ -86,17 +86,23 @@ def _forward(
     weights: dict[str, Tensor],
     renumbering: int,
 ) -> list[Tensor]:
-    unit, back, back_both = None, slice(None), slice(None)
+    everything = slice(None)
+    h_back, c_back, both_back = everything, everything, everything
     if renumbering:
         generator = torch.Generator().manual_seed(renumbering)
         unit, feature = (torch.randperm(n, generator=generator).to(input.device) for n in (case.H, case.I))
         row = torch.cat([gate * case.H + unit for gate in range(GATES[case.cell])])
-        back = unit.argsort()
-        back_both = torch.cat([d * case.H + back for d in range(2 if case.bidirectional else 1)])
-        input, states = input[..., feature], tuple(state[..., unit] for state in states)
-        columns = {"weight_ih": feature, "weight_hh": unit}
+        c_back, of_h = unit.argsort(), unit
+        if case.proj_size:  # projected, h has no units
+            of_h = everything
+        else:
+            h_back = c_back
+            both_back = torch.cat([d * case.H + h_back for d in range(2 if case.bidirectional else 1)])
+        input, states = input[..., feature], (states[0][..., of_h], *(c[..., unit] for c in states[1:]))
+        columns = {"weight_ih": (row, feature), "weight_hh": (row, of_h), "weight_hr": (everything, unit)}
         weights = {
-            name: weight[row][:, columns[name[:9]]] if name[:9] in columns else weight[row] for name, weight in weights.items()
+            name: weight[columns[name[:9]][0]][:, columns[name[:9]][1]] if name[:9] in columns else weight[row]
+            for name, weight in weights.items()
         }
     options = {"bidirectional": case.bidirectional, "batch_sizes": batch_sizes, "train": True}
     if case.cell == "gru":
@@ -104,7 +110,7 @@ def _forward(
     else:
         projected = {"has_projection": case.proj_size > 0}
         output, finals = functional.lstm(input, states, list(weights.values()), **options, **projected)
-    return [output[..., back_both], *(final[..., back] for final in finals)]
+    return [output[..., both_back], finals[0][..., h_back], *(c_n[..., c_back] for c_n in finals[1:])]
 
 
 @contextlib.contextmanager

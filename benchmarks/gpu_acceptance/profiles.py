@@ -1,4 +1,4 @@
-"""Stage 8: what the profiler says of the worst ratios, and what the sanitizer finds on tiny layers, where they are installed.
+"""Stage 9: what the profiler says of the worst ratios, and what the sanitizer finds on tiny layers, where they are installed.
 
 Both run :func:`exercise` in a process of its own: ``python -m benchmarks.gpu_acceptance exercise SPECIFICATION``.
 """
@@ -11,18 +11,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rnnkernels.backends.triton.plan import Tiling
-
 from ..cases import Case
 from . import layers
 from .machine import find_tool
-from .schedules import best_of_each, fitting, gpu, one_program_at_a_time, only, planned, switched
-from .speed import BASELINE, PLAN
+from .schedules import BACKENDS, Choice, best_of_each, cuda_missing, fitting, gpu, only, planned, pretend_gpu, switched
+from .speed import BASELINE, PLANS
 from .stage import Row, Stage
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,47 +38,56 @@ _STEPS = 32
 _PATIENCE = 45
 
 
+#: The kernels that are profiled, of both backends, but not those that arrange weights for them.
+_KERNELS = "regex:^(?!pack_).*(forward|backward).*kernel$"
+
+
 def run(stage: Stage) -> None:
+    if stage.dry:
+        pretend_gpu()
     sanitizer, profiler = find_tool("compute-sanitizer"), find_tool("ncu")
     # Accesses first; races within one program, which are the compiler's to avoid, last.
     stage.row(_CHECKS[0], functools.partial(_sanitize, stage, sanitizer, _CHECKS[0]))
-    for rank, (precision, case, tiling) in enumerate(worst(stage.other("speed"), stage)):
-        measure = functools.partial(_profile, stage, profiler, precision, case, tiling)
-        stage.row(f"ncu, worst ratio {rank + 1}: {case}, {precision}: {tiling}", measure)
+    for rank, (precision, case, choice) in worst(stage.other("speed"), stage):
+        measure = functools.partial(_profile, stage, profiler, precision, case, choice)
+        stage.row(f"ncu, worst ratio {rank}: {case}, {precision}: {choice}", measure)
     for check in () if stage.dry else _CHECKS[1:]:
         stage.row(check, functools.partial(_sanitize, stage, sanitizer, check))
 
 
-def worst(speed: dict[str, Any] | None, stage: Stage) -> list[tuple[str, Case, Tiling]]:
-    """The cases with the three lowest ratios of the plan's choice to torch.nn, with what the plan chose."""
-    ratios = []
-    for row in (speed or {"rows": []})["rows"]:
-        entry = row.get("results", {}).get(PLAN, {})
-        times = entry.get("kernel") or entry.get("wall")
-        if times is not None and BASELINE in row["results"]:
-            ratios.append((times["speedup"], row["key"], row))
+def worst(speed: dict[str, Any] | None, stage: Stage) -> list[tuple[int, tuple[str, Case, Choice]]]:
+    """Rank and case of the three lowest ratios to torch.nn of the first backend that was timed, with what its plan chose."""
+    rows = (speed or {"rows": []})["rows"]
+    timed = {backend: list(_ratios(rows, plan)) for backend, plan in PLANS.items()}
+    backend = next((backend for backend, ratios in timed.items() if ratios), BACKENDS[0])
     found = []
-    for _, _, row in sorted(ratios, key=lambda ratio: ratio[:2])[:3]:
+    for rank, (_, _, row) in enumerate(sorted(timed[backend], key=lambda ratio: ratio[:2])[:3], start=1):
         case = Case(**row["case"])
         tensor = torch.empty(1, device=stage.torch_device)
-        for tiling in dict.fromkeys(planned(case, row["precision"], tensor).values()):
-            found.append((row["precision"], case, tiling))
+        for choice in dict.fromkeys(planned(case, row["precision"], tensor, backend).values()):
+            found.append((rank, (row["precision"], case, choice)))
     return found
 
 
-def _specification(device: str, precision: str, case: Case, tiling: Tiling) -> dict[str, Any]:
-    return {"device": device, "precision": precision, "case": case.as_dict(), "tiling": tiling._asdict()}
+def _ratios(rows: list[Row], plan: str) -> Iterator[tuple[float, str, Row]]:
+    for row in rows:
+        entry = row.get("results", {}).get(plan, {})
+        times = entry.get("kernel") or entry.get("wall")
+        if times is not None and BASELINE in row["results"]:
+            yield times["speedup"], row["key"], row
+
+
+def _specification(device: str, precision: str, case: Case, choice: Choice) -> dict[str, Any]:
+    return {"device": device, "precision": precision, "case": case.as_dict(), "choice": choice.as_dict()}
 
 
 def _sanitize(stage: Stage, tool: str | None, check: str) -> Row:
     tensor = torch.empty(1, device=stage.torch_device)
-    if stage.dry:
-        one_program_at_a_time()
     specifications = []
-    for cell, H in (("lstm", 8), ("gru", 8)) if stage.dry else (("lstm", 40), ("gru", 40)):
-        case = Case(cell, "training", 3, 2, 5, H, dtype="bfloat16", packed=not stage.dry)
-        tilings = best_of_each(fitting(case, "bfloat16", gpu(tensor)))
-        specifications += [_specification(stage.device, "bfloat16", case, tiling) for tiling in tilings.values()]
+    for cell in ("gru",) if stage.dry else ("lstm", "gru"):
+        case = Case(cell, "training", 3, 2, 5, 16 if stage.dry else 40, dtype="bfloat16", packed=not stage.dry)
+        choices = best_of_each(fitting(case, "bfloat16", gpu(tensor)))
+        specifications += [_specification(stage.device, "bfloat16", case, choice) for choice in choices.values()]
     command = [sys.executable, "-m", "benchmarks.gpu_acceptance", "exercise", json.dumps(specifications)]
     if tool is None:
         if stage.dry:
@@ -93,14 +101,14 @@ def _sanitize(stage: Stage, tool: str | None, check: str) -> Row:
     return row if code == 0 else {**row, "error": f"{check} ended with {code}", "output": output[-6000:]}
 
 
-def _profile(stage: Stage, tool: str | None, precision: str, case: Case, tiling: Tiling) -> Row:
-    row: Row = {"case": case.as_dict(), "precision": precision, "tiling": tiling._asdict()}
+def _profile(stage: Stage, tool: str | None, precision: str, case: Case, choice: Choice) -> Row:
+    row: Row = {"case": case.as_dict(), "precision": precision, "choice": choice.as_dict()}
     if tool is None:
         return {**row, "unsupported": "ncu is not installed"}
     short = Case(**{**case.as_dict(), "T": _STEPS, "num_layers": 1})
-    specification = json.dumps([_specification(stage.device, precision, short, tiling)])
+    specification = json.dumps([_specification(stage.device, precision, short, choice)])
     # The clocks stay as they are: the machine may not be ours to set.
-    command = [tool, "--clock-control", "none", "--kernel-name", "regex:^(step_)?(forward|backward)_kernel$"]
+    command = [tool, "--clock-control", "none", "--kernel-name", _KERNELS]
     command += ["--launch-count", "2", "--csv", "--page", "details"]
     for section in _SECTIONS:
         command += ["--section", section]
@@ -128,17 +136,19 @@ def _call(command: list[str], stage: Stage, environment: dict[str, str] | None =
 
 
 def exercise(specifications: list[dict[str, Any]]) -> None:
-    """Run each case once, forward and backward, with its tiling."""
+    """Run each case once, forward and backward, as chosen."""
     for specification in specifications:
-        case, tiling = Case(**specification["case"]), Tiling(**specification["tiling"])
+        case, choice = Case(**specification["case"]), Choice.of(specification["choice"])
         precision, dry = specification["precision"], specification["device"] != "cuda"
         if dry:
-            one_program_at_a_time()
+            pretend_gpu()
+        else:
+            cuda_missing()  # loads their library
         device = torch.device("cpu" if dry else "cuda:0")
-        with switched(precision), only(tiling):
-            layers.forward_pass(case, precision, device)()
+        with switched(precision), only(choice):
+            layers.forward_pass(case, precision, device, choice.backend)()
             if case.mode == "training":
-                layers.backward_pass(case, precision, device)()
+                layers.backward_pass(case, precision, device, choice.backend)()
         if not dry:
             torch.cuda.synchronize()
-        print(f"ran {case}, {precision}: {tiling}")
+        print(f"ran {case}, {precision}: {choice}")

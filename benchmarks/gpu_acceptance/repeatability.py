@@ -1,4 +1,4 @@
-"""Stage 3: the same inputs give the same bits, again and again, eagerly and from a replayed CUDA graph.
+"""Stage 4: the same inputs give the same bits, again and again, eagerly and from a replayed CUDA graph.
 
 Many steps and many programs: a missing barrier shows as bits that differ from run to run long before it shows as an error.
 """
@@ -12,53 +12,52 @@ import torch
 from torch import Tensor
 
 import rnnkernels
-from rnnkernels.backends.triton.plan import Device, Tiling
 
 from ..cases import Case
 from . import timing
 from .problems import Problem, Results, draw, evaluate, poisoned
-from .schedules import PRECISIONS, best_of_each, fitting, gpu, one_program_at_a_time, only, switched
+from .schedules import PRECISIONS, Choice, Gpu, backend_of, best_of_each, fitting, gpu, only, pretend_gpu, switched
 from .stage import Row, Stage
 
 _REPEATS = 6
 
-#: T, B, H: one program's size, the grid's, and the grid's with several launches and all processors busy.
+#: T, B, H: one program's or CTA's size, that of a cluster or a grid, and a grid's with several launches and all processors busy.
 _SHAPES = ((512, 48, 64), (512, 64, 512), (300, 150, 1024))
 
 
-def rows(device: Device, dry: bool) -> Iterator[tuple[str, Case, Tiling]]:
-    for T, B, H in ((2, 2, 8),) if dry else _SHAPES:
+def rows(gpu: Gpu, dry: bool) -> Iterator[tuple[str, Case, Choice]]:
+    for T, B, H in ((2, 2, 16),) if dry else _SHAPES:
         for precision in ("bfloat16",) if dry else ("bfloat16", "tf32"):
-            for cell in ("lstm", "gru"):
+            for cell in ("gru",) if dry else ("lstm", "gru"):
                 case = Case(cell, "training", T, B, H, H, dtype=PRECISIONS[precision][0])
-                for tiling in best_of_each(fitting(case, precision, device)).values():
-                    yield precision, case, tiling
+                for choice in best_of_each(fitting(case, precision, gpu)).values():
+                    yield precision, case, choice
 
 
 def run(stage: Stage) -> None:
     if stage.dry:
-        one_program_at_a_time()
+        pretend_gpu()
     device = gpu(torch.empty(1, device=stage.torch_device))
-    for precision, case, tiling in rows(device, stage.dry):
+    for precision, case, choice in rows(device, stage.dry):
         for name, check in (("again", _again), ("graph", _graph)):
-            measure = functools.partial(check, stage, precision, case, tiling)
-            stage.row(f"{name}: {case}, {precision}: {tiling}", measure, tiling.schedule)
+            measure = functools.partial(check, stage, precision, case, choice)
+            stage.row(f"{name}: {case}, {precision}: {choice}", measure, choice.schedule)
 
 
-def _again(stage: Stage, precision: str, case: Case, tiling: Tiling) -> Row:
+def _again(stage: Stage, precision: str, case: Case, choice: Choice) -> Row:
     problem = _on(stage.torch_device, draw(case))
-    with switched(precision), only(tiling):
-        first = _evaluate(problem, stage)
+    with switched(precision), only(choice):
+        first = _evaluate(problem, choice)
         differing: set[str] = set()
         for _ in range(1 if stage.dry else _REPEATS):
             with poisoned(stage.torch_device):  # other memory, another pace
-                differing |= _differences(first, _evaluate(problem, stage))
-    return {**_head(case, precision, tiling), "kind": "again", "bitwise": not differing, "differing": sorted(differing)}
+                differing |= _differences(first, _evaluate(problem, choice))
+    return {**_head(case, precision, choice), "kind": "again", "bitwise": not differing, "differing": sorted(differing)}
 
 
-def _graph(stage: Stage, precision: str, case: Case, tiling: Tiling) -> Row:
+def _graph(stage: Stage, precision: str, case: Case, choice: Choice) -> Row:
     """Capture forward and backward, replay on other numbers than those it was captured with, and compare with eager."""
-    row = {**_head(case, precision, tiling), "kind": "graph"}
+    row = {**_head(case, precision, choice), "kind": "graph"}
     if stage.dry:
         return {**row, "unsupported": "CUDA graphs need a GPU"}
     problem = draw(case)
@@ -74,7 +73,7 @@ def _graph(stage: Stage, precision: str, case: Case, tiling: Tiling) -> Row:
         grads = torch.autograd.grad(output, [leaf, *parameters.values()], grad)
         return {"output": output.detach(), **dict(zip(("grad of input", *parameters), grads, strict=True))}
 
-    with switched(precision), only(tiling), rnnkernels.use_backend("triton"):
+    with switched(precision), only(choice):
         replay = timing.captured(step)
         input.copy_(problem.input)
         replayed = {name: value.clone() for name, value in _results(replay()).items()}
@@ -88,8 +87,8 @@ def _results(value: object) -> Results:
     return value
 
 
-def _head(case: Case, precision: str, tiling: Tiling) -> Row:
-    return {"case": case.as_dict(), "precision": precision, "tiling": tiling._asdict()}
+def _head(case: Case, precision: str, choice: Choice) -> Row:
+    return {"case": case.as_dict(), "precision": precision, "choice": choice.as_dict()}
 
 
 def _on(device: torch.device, problem: Problem) -> Problem:
@@ -101,8 +100,8 @@ def _on(device: torch.device, problem: Problem) -> Problem:
     return Problem(problem.case, problem.input.to(device), problem.batch_sizes, states, weights, grads)
 
 
-def _evaluate(problem: Problem, stage: Stage) -> Results:
-    return evaluate(problem, "triton", stage.torch_device, problem.case.torch_dtype)
+def _evaluate(problem: Problem, choice: Choice) -> Results:
+    return evaluate(problem, backend_of(choice.backend), problem.input.device, problem.case.torch_dtype)
 
 
 def _differences(first: Results, second: Results) -> set[str]:

@@ -12,7 +12,14 @@ from typing import Any
 
 from .stage import Row, one_line, read_json
 
-STAGES = ("machine", "parity", "repeatability", "speed", "tuning", "mechanisms", "peers", "profiles", "compiling")
+STAGES = ("machine", "build", "parity", "repeatability", "speed", "tuning", "mechanisms", "peers", "profiles", "compiling")
+
+#: Contestants of the stages speed and peers, as they are listed: plans, with their ratios, then schedules.
+_PLANS = ("cuda plan", "triton plan")
+_SCHEDULES = (
+    *("cuda one CTA", "cuda cluster", "cuda grid", "cuda stepwise"),
+    *("triton program", "triton grid", "triton stepwise"),
+)
 
 Run = dict[str, dict[str, Any]]
 
@@ -54,9 +61,12 @@ def _title(run: Run) -> str:
     if not conditions:
         return "# GPU acceptance: nothing was measured"
     dry = " A dry run: its times mean nothing." if conditions["dry_run"] else ""
+    kernels = [content["conditions"].get("cuda_kernels", "built") for content in run.values() if content["stage"] == "parity"]
+    missing = "".join(f" Without the CUDA kernels: {one_line(reason)}." for reason in kernels if reason != "built")
     return (
         f"# GPU acceptance on {conditions['machine']}\n\n{conditions['date']}, commit {conditions['commit'] or 'unknown'}, torch "
-        f"{conditions['torch']}, Triton {conditions['triton']}, CUDA {conditions['cuda']}, cuDNN {conditions['cudnn']}.{dry}"
+        f"{conditions['torch']}, Triton {conditions['triton']}, CUDA {conditions['cuda']}, cuDNN {conditions['cudnn']}."
+        f"{missing}{dry}"
     )
 
 
@@ -128,7 +138,7 @@ def _repeatability(content: dict[str, Any]) -> str:
 # --- speed ---------------------------------------------------------------------------------------------------------------
 
 
-def _ratios(content: dict[str, Any], name: str = "plan") -> Iterator[tuple[Row, float]]:
+def _ratios(content: dict[str, Any], name: str) -> Iterator[tuple[Row, float]]:
     """Rows and how many times as fast as torch.nn a contestant's kernels are; by the host's clock where no graph was captured."""
     for row in content["rows"]:
         entry = row.get("results", {}).get(name, {})
@@ -140,44 +150,54 @@ def _ratios(content: dict[str, Any], name: str = "plan") -> Iterator[tuple[Row, 
 def _group(row: Row) -> tuple[str, str, str]:
     case = row["case"]
     variant = " both directions" * case["bidirectional"] + f" {case['num_layers']} layers" * (case["num_layers"] > 1)
+    variant += " packed" * case["packed"]
     return case["cell"].upper() + variant, case["mode"], row["precision"]
 
 
 def _speed_classes(content: dict[str, Any]) -> str:
-    groups: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
-    for row, ratio in _ratios(content):
-        groups.setdefault(_group(row), []).append((ratio, f"H={row['case']['H']} B={row['case']['B']}"))
     rows = []
-    for group, members in sorted(groups.items()):
-        mean = statistics.geometric_mean([ratio for ratio, _ in members])
-        low, high = min(members), max(members)
-        rows.append([*group, len(members), f"{mean:.2f}", f"{low[0]:.2f} ({low[1]})", f"{high[0]:.2f} ({high[1]})"])
-    heads = ["cell", "mode", "precision", "cases", "plan over torch.nn", "worst", "best"]
+    for plan in _PLANS:
+        groups: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
+        for row, ratio in _ratios(content, plan):
+            place = (ratio, f"H={row['case']['H']} B={row['case']['B']}")
+            groups.setdefault(_group(row), []).append(place)
+            groups.setdefault(("all", row["case"]["mode"], ""), []).append(place)
+        for group, members in sorted(groups.items()):
+            mean = statistics.geometric_mean([ratio for ratio, _ in members])
+            low, high = min(members), max(members)
+            rows.append([plan, *group, len(members), f"{mean:.2f}", f"{low[0]:.2f} ({low[1]})", f"{high[0]:.2f} ({high[1]})"])
+    heads = ["", "cell", "mode", "precision", "cases", "speed-up over torch.nn", "worst", "best"]
     return _table(heads, rows)
 
 
 def _losses(content: dict[str, Any], most: int | None = None) -> str:
-    losing = sorted((ratio, row["key"]) for row, ratio in _ratios(content) if ratio < 1)
-    total = sum(1 for _ in _ratios(content))
-    return "\n".join(
-        [f"Slower than torch.nn in {len(losing)} of {total} cases.", *(f"- {r:.2f} {key}" for r, key in losing[:most])]
-    )
+    """What each plan is slower at than torch.nn, the worst first."""
+    parts = []
+    for plan in _PLANS:
+        ratios = [(ratio, row["key"]) for row, ratio in _ratios(content, plan)]
+        losing = sorted(ratio for ratio in ratios if ratio[0] < 1)
+        if ratios:
+            parts.append(f"The {plan} is slower than torch.nn in {len(losing)} of {len(ratios)} cases.")
+            parts += [f"- {ratio:.2f} {key}" for ratio, key in losing[:most]]
+    return "\n".join(parts)
 
 
 def _speed(content: dict[str, Any]) -> str:
-    schedules = ("program", "grid", "stepwise", "plan")
+    measured = [row for row in content["rows"] if "results" in row]
+    named = {name for row in measured for name in row["results"]}
+    plans, schedules = ([name for name in names if name in named] for names in (_PLANS, _SCHEDULES))
     rows = []
-    for row in content["rows"]:
-        if "results" not in row:
-            continue
-        entries = [row["results"].get(name, {}) for name in ("torch.nn", *schedules)]
-        times = [_microseconds(entry, row["case"]["T"]) for entry in entries]
-        plan, memory = row["results"].get("plan", {}), [_mebibytes(entries[0]), _mebibytes(entries[-1])]
-        ratios = [f"{plan[kind]['speedup']:.2f}" if kind in plan else "" for kind in ("kernel", "wall")]
-        case = row["case"]
-        rows.append([*_group(row), case["H"], case["B"], "/".join(row["cudnn_algorithm"]), *times, *ratios, *memory])
-    heads = ["cell", "mode", "precision", "H", "B", "cuDNN algorithm", "torch.nn, us per step", *schedules]
-    heads += ["plan's ratio", "of wall time", "torch.nn, MiB", "plan, MiB"]
+    for row in measured:
+        results, case = row["results"], row["case"]
+        cells = [*_group(row), case["H"], case["B"], "/".join(row["cudnn_algorithm"])]
+        cells += [_microseconds(results.get(name, {}), case["T"]) for name in ("torch.nn", *plans)]
+        cells += [_median(results.get(name, {}), case["T"]) for name in (*schedules, "products")]
+        for plan in plans:
+            cells += [f"{times['speedup']:.2f}" if times else "" for times in _both_clocks(results.get(plan, {}))]
+        rows.append([*cells, *(_mebibytes(results.get(name, {})) for name in ("torch.nn", *plans))])
+    heads = ["cell", "mode", "precision", "H", "B", "cuDNN algorithm", "torch.nn, us per step", *plans, *schedules, "products"]
+    heads += [f"{plan}'s ratio{clock}" for plan in plans for clock in ("", ", of wall time")]
+    heads += [f"{name}, MiB" for name in ("torch.nn", *plans)]
     failed = [
         f"- {row['key']}, {name}: {one_line(entry['error'])}"
         for row in content["rows"]
@@ -185,7 +205,8 @@ def _speed(content: dict[str, Any]) -> str:
         if "error" in entry
     ]
     note = (
-        "Microseconds per step of kernel time, median (p20 to p80); w: of wall time; *: no graph was captured, pauses included."
+        "Microseconds per step of kernel time, median (p20 to p80); w: of wall time; *: no graph was captured, pauses included. "
+        "Products are those of a layer that are not part of its recurrence: less their time, a column is the recurrence alone."
     )
     return "\n\n".join([_speed_classes(content), _losses(content), note, _table(heads, rows), *failed, _failures(content)])
 
@@ -196,6 +217,14 @@ def _microseconds(entry: Row, steps: int) -> str:
         return "failed" if "error" in entry else ""
     median, low, high = (times[name] / steps * 1e6 for name in ("median_s", "p20_s", "p80_s"))
     return f"{median:.2f}{mark} ({low:.2f} to {high:.2f})"
+
+
+def _median(entry: Row, steps: int) -> str:
+    return _microseconds(entry, steps).split(" ")[0]
+
+
+def _both_clocks(entry: Row) -> list[Row | None]:
+    return [entry.get("kernel"), entry.get("wall")]
 
 
 def _mebibytes(entry: Row) -> str:
@@ -214,18 +243,28 @@ def _machine(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _build(content: dict[str, Any]) -> str:
+    lines = []
+    for row in content["rows"]:
+        if "built" in row:
+            cuda = row.get("cuda") or {}
+            where = f" for {cuda['architectures']} with {row['cores']} cores" if cuda else ""
+            lines.append(f"- {row['key']}: built {row['built']}{where}, {row['seconds']:.0f} s")
+    return "\n\n".join(["\n".join(lines), _failures(content)])
+
+
 def _tuning(content: dict[str, Any]) -> str:
-    rows = [
-        [row["key"], row["plan"], _named(row), f"{row['gain_over_plan']:.2f}" if row["gain_over_plan"] else ""]
-        for row in content["rows"]
-        if "fastest" in row
-    ]
-    table = _table(["layer", "plan's guess", "fastest", "gain"], rows)
-    return "\n\n".join([table, _failures(content)])
-
-
-def _named(row: Row) -> str:
-    return min(row["times"], key=lambda entry: entry["median_s"])["tiling"]
+    rows = []
+    for row in content["rows"]:
+        if "fastest" in row:
+            fastest = min(row["times"], key=lambda entry: entry["median_s"])
+            microseconds = fastest["median_s"] / row["case"]["T"] * 1e6
+            estimate = fastest.get("estimated_us_per_step")
+            gain = f"{row['gain_over_plan']:.2f}" if row["gain_over_plan"] else ""
+            cells = [row["key"], row["plan"], fastest["name"], gain, f"{microseconds:.2f}"]
+            rows.append([*cells, f"{estimate:.2f}" if estimate else ""])
+    heads = ["layer", "plan's guess", "fastest", "gain", "us per step, products included", "estimated, without"]
+    return "\n\n".join([_table(heads, rows), _failures(content)])
 
 
 def _mechanisms(content: dict[str, Any]) -> str:
@@ -241,9 +280,10 @@ def _peers(content: dict[str, Any]) -> str:
     rows = []
     for row in content["rows"]:
         if "results" in row:
-            times = [f"{row['results'][name]['median_s'] * 1e3:.3f}" for name in ("torch.nn", "plan", "peer")]
+            results = row["results"]
+            times = [f"{results[n]['median_s'] * 1e3:.3f}" if n in results else "" for n in ("torch.nn", *_PLANS, "peer")]
             rows.append([row["key"], *times])
-    return "\n\n".join([_table(["case", "torch.nn, ms of wall time", "plan", "peer"], rows) if rows else "", _failures(content)])
+    return "\n\n".join([_table(["case", "torch.nn, ms of wall time", *_PLANS, "peer"], rows), _failures(content)])
 
 
 def _profiles(content: dict[str, Any]) -> str:
@@ -254,6 +294,7 @@ def _profiles(content: dict[str, Any]) -> str:
 
 _SECTIONS = {
     "machine": _machine,
+    "build": _build,
     "parity": _parity,
     "repeatability": _repeatability,
     "speed": _speed,

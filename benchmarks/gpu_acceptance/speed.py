@@ -1,30 +1,50 @@
-"""Stage 4: times and memory of our schedules and of the plan's choice, next to torch.nn (cuDNN), in one process, interleaved.
+"""Stage 5: times and memory of our schedules and of each backend's plan, next to torch.nn (cuDNN), in one process, interleaved.
 
 A row is one case: whole modules, the input's projection included, forward without gradients ("inference") or forward and the
 gradients of the input and all weights ("training"). Times in seconds; ``speedup`` is the median over rounds of torch.nn's time by
-ours.
+ours. The contestant :data:`PRODUCTS` is what a layer does outside its recurrence, in one call each for all steps: x W_ih^T and,
+in training, dx and dW_ih; less its time, ``us_per_step_alone`` is the recurrence without the projection, as some publish it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 import rnnkernels
-from rnnkernels.backends.triton.plan import Tiling
+from rnnkernels.precision import of_library_products
 
-from ..cases import TORCH_CLASSES, Case
+from ..cases import TORCH_CLASSES, Case, make_problem
 from . import timing
-from .schedules import PRECISIONS, STEPWISE, best_of_each, fitting, gpu, one_program_at_a_time, only, planned, recorded, switched
+from .problems import GATES
+from .schedules import (
+    BACKENDS,
+    PRECISIONS,
+    Choice,
+    backend_of,
+    best_of_each,
+    fitting,
+    gpu,
+    only,
+    planned,
+    pretend_gpu,
+    recorded,
+    switched,
+)
 from .stage import Row, Stage
 
 BASELINE = "torch.nn"
-PLAN = "plan"
+PLANS = {backend: f"{backend} plan" for backend in BACKENDS}
+PRODUCTS = "products"
 
 #: H and B, so ordered that the first few span the space.
 SHAPES = (
@@ -35,9 +55,12 @@ SHAPES = (
 
 STEPS = 512
 
-#: H * B from which the stepwise schedule is timed although another fits. Below, it should lose, and would take most of the time
-#: to do it; the stage tuning times it everywhere.
+#: H * B from which the stepwise schedules are timed although another fits. Below, they should lose, and would take most of the
+#: time to do it; the stage tuning times them everywhere.
 STEPWISE_FROM = 512 * 64
+
+#: Shapes before the variants that cuDNN is slow at are timed, and on how many of them these are.
+_BEFORE_VARIANTS, _VARIED = 9, 3
 
 #: A contestant's results may be this far from torch.nn's (norm of the difference by norm) to be timed at all. It only keeps out
 #: what computes something else: whether results are good enough is what the stage parity decides.
@@ -46,17 +69,27 @@ LIMIT = 0.1
 
 def cases(dry: bool) -> Iterator[tuple[str, Case]]:
     """Precision and case, the most telling first."""
-    for H, B in ((8, 2),) if dry else SHAPES:
-        for precision in ("tf32",) if dry else ("bfloat16", "float16", "tf32"):
+    if dry:
+        yield "tf32", Case("gru", "training", 2, 2, 16, 16)
+        yield "bfloat16", Case("lstm", "inference", 2, 2, 16, 16, dtype="bfloat16")
+        return
+    for place, (H, B) in enumerate(SHAPES):
+        if place == _BEFORE_VARIANTS:
+            yield from _variants()
+        for precision in ("bfloat16", "float16", "tf32"):
             for mode in ("inference", "training"):
                 for cell in ("lstm", "gru"):
-                    yield precision, Case(cell, mode, 2 if dry else STEPS, B, H, H, dtype=PRECISIONS[precision][0])
-    if not dry:  # float32 as exact as it can be, and the variants that cuDNN is slow at
-        for H, B in SHAPES[:4]:
-            for cell in ("lstm", "gru"):
-                yield "ieee", Case(cell, "training", STEPS, B, H, H)
-                yield "bfloat16", Case(cell, "training", STEPS, B, H, H, dtype="bfloat16", bidirectional=True)
-                yield "bfloat16", Case(cell, "training", STEPS, B, H, H, dtype="bfloat16", num_layers=2)
+                    yield precision, Case(cell, mode, STEPS, B, H, H, dtype=PRECISIONS[precision][0])
+
+
+def _variants() -> Iterator[tuple[str, Case]]:
+    """What cuDNN is slow at, and float32 as exact as it can be."""
+    for H, B in SHAPES[:_VARIED]:
+        for cell in ("lstm", "gru"):
+            yield "bfloat16", Case(cell, "training", STEPS, B, H, H, dtype="bfloat16", bidirectional=True)
+            yield "bfloat16", Case(cell, "training", STEPS, B, H, H, dtype="bfloat16", num_layers=2)
+            yield "bfloat16", Case(cell, "training", STEPS, B, H, H, dtype="bfloat16", packed=True)
+            yield "ieee", Case(cell, "training", STEPS, B, H, H)
 
 
 def cudnn_algorithm(case: Case, backward: bool) -> str:
@@ -72,7 +105,7 @@ def cudnn_algorithm(case: Case, backward: bool) -> str:
 
 def run(stage: Stage) -> None:
     if stage.dry:
-        one_program_at_a_time()
+        pretend_gpu()
     todo = list(cases(stage.dry))
     for done, (precision, case) in enumerate(todo):
         # What is left of the time for what is left of the cases, but enough for a median and not much more.
@@ -80,22 +113,29 @@ def run(stage: Stage) -> None:
         stage.row(f"{case}, {precision}", functools.partial(_measure, stage, precision, case, seconds))
 
 
+Scope = Callable[[], AbstractContextManager[None]]
+Batch = tuple[Tensor, "Tensor | None"]  # (T, B, I), or packed (R, I) with the batch sizes
+
+
 class Contestant:
     """A module and the scope it is called in."""
 
-    def __init__(self, module: nn.Module, case: Case, precision: str, tiling: Tiling | None, ours: bool) -> None:
-        self.module, self.case, self.precision, self.tiling, self.ours = module, case, precision, tiling, ours
+    def __init__(self, module: nn.Module, case: Case, precision: str, scope: Scope) -> None:
+        self.module, self.case, self.precision, self.scope = module, case, precision, scope
         self.parameters = list(module.parameters())
 
-    def __call__(self, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        backend = "triton" if self.ours else "auto"
-        with switched(self.precision), rnnkernels.use_backend(backend), only(self.tiling):
+    def __call__(self, batch: Batch, grad: Tensor) -> tuple[Tensor, ...]:
+        with switched(self.precision), self.scope():
             if self.case.mode == "inference":
                 with torch.no_grad():
-                    return (self.module(x)[0],)
-            leaf = x.detach().requires_grad_()
-            output = self.module(leaf)[0]
+                    return (self._output(*batch),)
+            leaf = batch[0].detach().requires_grad_()
+            output = self._output(leaf, batch[1])
             return output.detach(), *torch.autograd.grad(output, [leaf, *self.parameters], grad)
+
+    def _output(self, x: Tensor, batch_sizes: Tensor | None) -> Tensor:
+        output = self.module(x if batch_sizes is None else PackedSequence(x, batch_sizes))[0]
+        return output if batch_sizes is None else output.data
 
 
 def _measure(stage: Stage, precision: str, case: Case, seconds: float) -> Row:
@@ -108,32 +148,81 @@ def _measure(stage: Stage, precision: str, case: Case, seconds: float) -> Row:
     baseline = TORCH_CLASSES[case.cell](**options)
     own = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}[case.cell](**options)
     own.load_state_dict(baseline.state_dict())
-    x = torch.randn(case.T, case.B, case.I, device=device).to(case.torch_dtype)
-    choice = planned(case, precision, x)
-    row["plan"] = {way: str(tiling) for way, tiling in choice.items()}
-    contestants = {BASELINE: Contestant(baseline, case, precision, None, ours=False)}
+    batch = _batch(case, device)
+    width = case.H * (2 if case.bidirectional else 1)
+    grad = torch.randn(*batch[0].shape[:-1], width, device=device).to(case.torch_dtype)
+    choices = best_of_each(fitting(case, precision, gpu(grad)))
+    plans = {backend: planned(case, precision, grad, backend) for backend in {choice.backend for choice in choices.values()}}
+    row["plan"] = {
+        backend: {way: {"name": str(choice), **choice.as_dict()} for way, choice in plan.items()}
+        for backend, plan in plans.items()
+    }
     blocked = stage.blocked()
-    tilings = {n: t for n, t in best_of_each(fitting(case, precision, gpu(x))).items() if n not in blocked}
-    if not stage.dry and len(tilings) > 1 and case.H * case.B < STEPWISE_FROM:
-        del tilings[STEPWISE.schedule]
-    for schedule, tiling in tilings.items():
-        contestants[schedule] = Contestant(own, case, precision, tiling, ours=True)
-    same = next((name for name, tiling in tilings.items() if {tiling} == set(choice.values())), None)
-    if same is None and not blocked & {tiling.schedule for tiling in choice.values()}:
-        contestants[PLAN] = Contestant(own, case, precision, None, ours=True)
-    grad = torch.randn(case.T, case.B, case.H * (2 if case.bidirectional else 1), device=device).to(case.torch_dtype)
-    calls = {name: functools.partial(contestant, x, grad) for name, contestant in contestants.items()}
-    results: dict[str, Any] = {name: {} for name in calls}
-    for name, tiling in tilings.items():
-        results[name]["tiling"] = str(tiling)
+    contestants, same = _contestants(choices, plans, case, blocked, dry=stage.dry)
+    results: dict[str, Any] = {BASELINE: {}}
+    calls: dict[str, Callable[[], Any]] = {
+        BASELINE: functools.partial(Contestant(baseline, case, precision, contextlib.nullcontext), batch, grad)
+    }
+    for name, scope in contestants.items():
+        calls[name] = functools.partial(Contestant(own, case, precision, scope), batch, grad)
+        results[name] = {"choice": str(choices[name])} if name in choices else {}
     row["results"] = results
     broken = _admit(stage, calls, results)
     if broken is not None:
         return {**row, "schedule": broken, "error": results[broken]["error"]}
+    if case.num_layers == 1:
+        calls[PRODUCTS], results[PRODUCTS] = _products(case, precision, batch[0]), {}
     _time(stage, calls, results, case, seconds)
-    if same is not None:
-        results[PLAN] = {**results[same], "same_as": same}
+    for plan, schedule in same.items():
+        results[plan] = {**results[schedule], "same_as": schedule}
     return row
+
+
+def _batch(case: Case, device: torch.device) -> Batch:
+    """Drawn on the device: on the host it would take longer than what is measured. Ragged lengths as in :func:`make_problem`."""
+    if not case.packed:
+        return torch.randn(case.T, case.B, case.I, device=device).to(case.torch_dtype), None
+    short = replace(case, I=1, H=1)
+    batch_sizes = make_problem(short, seed=0).input.batch_sizes
+    return torch.randn(int(batch_sizes.sum()), case.I, device=device).to(case.torch_dtype), batch_sizes
+
+
+def _contestants(
+    choices: dict[str, Choice], plans: dict[str, dict[str, Choice]], case: Case, blocked: set[str], dry: bool
+) -> tuple[dict[str, Scope], dict[str, str]]:
+    """Who is timed, schedules and plans -> scope; and plans that are the same as one schedule -> which."""
+    found: dict[str, Scope] = {}
+    same: dict[str, str] = {}
+    for backend, plan in plans.items():
+        own = {n: choice for n, choice in choices.items() if choice.backend == backend and n not in blocked}
+        if not dry and len(own) > 1 and case.H * case.B < STEPWISE_FROM:
+            own.pop(f"{backend} stepwise", None)
+        found |= {name: functools.partial(only, choice) for name, choice in own.items()}
+        schedules = {choice.schedule for choice in plan.values()}
+        # A schedule of the CUDA kernels is timed as each pass is planned for it; one of Triton's with one tiling for both.
+        one = next(iter(schedules)) if len(schedules) == 1 else None
+        if one in own and (backend == "cuda" or {own[one]} == set(plan.values())):
+            same[PLANS[backend]] = one
+        elif not blocked & schedules:
+            found[PLANS[backend]] = functools.partial(rnnkernels.use_backend, backend_of(backend))
+    return found, same
+
+
+def _products(case: Case, precision: str, input: Tensor) -> Callable[[], Any]:
+    """The matrix products of a layer that are not part of its recurrence."""
+    x = input.flatten(0, -2)
+    D, width = 2 if case.bidirectional else 1, GATES[case.cell] * case.H
+    w_ih = [x.new_empty(width, case.I).normal_(std=case.H**-0.5) for _ in range(D)]
+    grad = x.new_empty(x.size(0), width).normal_()
+
+    def call() -> list[Tensor]:
+        with switched(precision), of_library_products(x), torch.no_grad():
+            products = [x @ w.t() for w in w_ih]
+            if case.mode == "training":
+                products += [product for w in w_ih for product in (grad @ w, grad.t() @ x)]
+            return products
+
+    return call
 
 
 def _admit(stage: Stage, calls: dict[str, Callable[[], Any]], results: dict[str, Any]) -> str | None:
@@ -192,8 +281,12 @@ def _time(stage: Stage, calls: dict[str, Callable[[], Any]], results: dict[str, 
             replays[name] = timing.captured(call)
         except RuntimeError as error:
             results[name]["kernel_note"] = f"eager, with pauses between launches: not captured: {str(error)[:500]}"
-    for name, times in timing.event_times(replays, BASELINE, 0.6 * seconds, rounds).items():
+    kernels = timing.event_times(replays, BASELINE, 0.6 * seconds, rounds)
+    for name, times in kernels.items():
         results[name] |= {"kernel": times, "us_per_step": times["median_s"] / case.T * 1e6}
+        if PRODUCTS in kernels and name != PRODUCTS:
+            alone = times["median_s"] - kernels[PRODUCTS]["median_s"]
+            results[name]["us_per_step_alone"] = alone / case.T * 1e6
     replays.clear()
     gc.collect()
     torch.cuda.empty_cache()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Grows when a key of the files changes its meaning or goes away.
-SCHEMA = 1
+SCHEMA = 2
 
 #: Exit status of a stage that must be continued in another process.
 FAULT = 70
@@ -64,6 +64,7 @@ class Stage:
     device: str  # one of DEVICES
     deadline: float
     conditions: dict[str, Any] = field(default_factory=dict)  # of the whole run: machine, versions, commit
+    built: bool = False  # whether the CUDA kernels are to be loaded as they are, not built
     content: dict[str, Any] = field(init=False)
     _done: dict[str, Row] = field(init=False)
 
@@ -167,9 +168,11 @@ class Stage:
 
     def fault(self) -> str | None:
         """What the GPU has to report: errors of kernels show when the host next waits, and stay."""
+        if self.dry:
+            return None
         import torch  # late, as above: who only conducts or reports does not wait for it
 
-        if self.dry or not torch.cuda.is_initialized():
+        if not torch.cuda.is_initialized():
             return None
         try:
             torch.cuda.synchronize()

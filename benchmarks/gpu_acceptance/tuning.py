@@ -1,7 +1,7 @@
-"""Stage 5: every tiling that fits a layer, timed, forward and backward apart, because they are planned apart.
+"""Stage 6: every tiling that fits a layer, timed, forward and backward apart, because they are planned apart.
 
-A row's ``key`` begins with the key under which :mod:`rnnkernels.backends.triton.tuning` looks a measurement up, and the fact
-``table`` has the form of its files: key -> the fields of the fastest tiling.
+A row's ``fastest`` is what ``tables.py`` turns into the tables that plans read. Tilings that the CUDA kernels' plan estimates to
+take :data:`FAR` times as long as its best are left out by name, without being timed.
 """
 
 from __future__ import annotations
@@ -12,66 +12,97 @@ from collections.abc import Callable, Iterator
 import torch
 import triton
 
-from rnnkernels.backends.triton import tuning
-from rnnkernels.backends.triton.plan import Tiling, Workload, candidates, plan
+from rnnkernels.backends.triton import tuning as triton_tuning
 
 from ..cases import Case
 from . import layers, speed
-from .schedules import PRECISIONS, gpu, one_program_at_a_time, only, switched, workload
+from .schedules import (
+    BACKENDS,
+    PRECISIONS,
+    Choice,
+    Gpu,
+    candidates,
+    cuda_plan,
+    gpu,
+    only,
+    planned,
+    pretend_gpu,
+    switched,
+    workload,
+)
 from .stage import Row, Stage
 
 #: Steps: enough that what happens once per launch does not decide.
 _STEPS = 128
 
+FAR = 2.0
+
 
 def workloads(dry: bool) -> Iterator[tuple[str, Case, bool]]:
     """Precision, case, and whether backward is meant; the shapes in the order of the stage speed."""
-    for H, B in ((8, 2),) if dry else speed.SHAPES:
-        for precision in ("bfloat16",) if dry else ("bfloat16", "float16", "tf32"):
-            for cell in ("lstm", "gru"):
+    for H, B in ((16, 2),) if dry else speed.SHAPES:
+        for precision in ("bfloat16",) if dry else ("bfloat16", "float16", "tf32", "ieee"):
+            for cell in ("gru",) if dry else ("lstm", "gru"):
                 for backward in (False, True):
                     yield precision, Case(cell, "training", 2 if dry else _STEPS, B, H, H, PRECISIONS[precision][0]), backward
 
 
+def key(case: Case, precision: str, backward: bool, backend: str) -> str:
+    """A row's key. Triton's begins with the key under which :mod:`rnnkernels.backends.triton.tuning` looks measurements up."""
+    if backend == "triton":
+        return f"triton {triton_tuning.key(workload(case, precision, backward))}, H={case.H} B={case.B}"
+    return f"cuda {case.cell} {'backward' if backward else 'forward'} {precision} H={case.H} B={case.B}"
+
+
 def run(stage: Stage) -> None:
     if stage.dry:
-        one_program_at_a_time()
+        pretend_gpu()
     device = gpu(torch.empty(1, device=stage.torch_device))
-    table: dict[str, dict] = {}
     for precision, case, backward in workloads(stage.dry):
-        work = workload(case, precision, backward)
-        tilings = [tiling for tiling in candidates(work, device) if tiling.schedule not in stage.blocked()]
-        guess = plan(work, device)
-        measure = functools.partial(_measure, stage, precision, case, work, tilings, guess)
-        row = stage.row(f"{tuning.key(work)}, H={case.H} B={case.B}", measure)
-        if row is not None and "fastest" in row:
-            table[tuning.key(work)] = row["fastest"]
-            stage.fact("table", table)
+        for backend in BACKENDS:
+            # Triton's tilings of exact products are few and alike.
+            if (backend == "triton" and precision == "ieee") or (backend == "cuda" and device.cuda is None):
+                continue
+            measure = functools.partial(_measure, stage, precision, case, backward, backend, device)
+            stage.row(key(case, precision, backward, backend), measure)
 
 
-def _measure(stage: Stage, precision: str, case: Case, work: Workload, tilings: list[Tiling], guess: Tiling) -> Row:
-    make = layers.backward_pass if work.backward else layers.forward_pass
-    times: dict[Tiling, list[float]] = {}
+def _measure(stage: Stage, precision: str, case: Case, backward: bool, backend: str, device: Gpu) -> Row:
+    row: Row = {"backend": backend, "precision": precision, "case": case.as_dict(), "backward": backward}
+    make = layers.backward_pass if backward else layers.forward_pass
+    todo = [c for c in candidates(case, precision, device, backward, backend) if c.schedule not in stage.blocked()]
+    guess = planned(case, precision, torch.empty(1, device=stage.torch_device), backend)["backward" if backward else "forward"]
+    estimates: dict[Choice, float] = {}
+    if backend == "cuda":
+        for choice in todo:
+            with only(choice):
+                estimates[choice] = cuda_plan(case, precision, backward)["microseconds"]
+        far = [c for c in todo if estimates[c] > FAR * min(estimates.values()) and c != guess]
+        row["left_out"] = [str(choice) for choice in far]
+        todo = [choice for choice in todo if choice not in far]
+    times: dict[Choice, list[float]] = {}
     failures: dict[str, str] = {}
     with switched(precision):
-        call = make(case, precision, stage.torch_device)
-        for tiling in tilings:
+        call = make(case, precision, stage.torch_device, backend)
+        for choice in todo:
             try:
-                with only(tiling):
-                    times[tiling] = _seconds(call, stage.dry)
+                with only(choice):
+                    times[choice] = _seconds(call, stage.dry)
             except RuntimeError as error:
-                failures[str(tiling)] = str(error)[:500]
+                failures[str(choice)] = str(error)[:500]
                 if stage.fault() is not None:
-                    return {"work": work._asdict(), "schedule": tiling.schedule, "error": str(error)[:500]}
-    row: Row = {"work": work._asdict(), "plan": str(guess), "failures": failures}
+                    return {**row, "schedule": choice.schedule, "error": str(error)[:500]}
+    row |= {"plan": str(guess), "failures": failures}
     if not times:
         return {**row, "error": "no tiling ran"}
-    fastest = min(times, key=lambda tiling: times[tiling][0])
+    fastest = min(times, key=lambda choice: times[choice][0])
     row["times"] = [
-        {"tiling": str(tiling), **dict(zip(("median_s", "p20_s", "p80_s"), own, strict=True))} for tiling, own in times.items()
+        {"choice": choice.as_dict(), "name": str(choice), **dict(zip(("median_s", "p20_s", "p80_s"), own, strict=True))}
+        | ({"estimated_us_per_step": estimates[choice]} if choice in estimates else {})
+        for choice, own in times.items()
     ]
     gain = times[guess][0] / times[fastest][0] if guess in times else None
-    return {**row, "fastest": fastest._asdict(), "gain_over_plan": gain}
+    return {**row, "fastest": fastest.as_dict(), "gain_over_plan": gain}
 
 
 def _seconds(call: Callable[[], object], dry: bool) -> list[float]:
@@ -80,5 +111,5 @@ def _seconds(call: Callable[[], object], dry: bool) -> list[float]:
         call()
         return [1.0, 1.0, 1.0]
     call()  # compiles
-    times = triton.testing.do_bench(call, warmup=3, rep=15, quantiles=[0.5, 0.2, 0.8])
+    times = triton.testing.do_bench(call, warmup=3, rep=8, quantiles=[0.5, 0.2, 0.8])
     return [milliseconds * 1e-3 for milliseconds in times]

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <exception>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -35,25 +36,8 @@ py::dict build_info() {
   return info;
 }
 
-// Names are those of Request and DeviceLimits.
-py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool backward, int64_t hidden, int64_t batch,
-                   int directions, bool projected, int compute_capability, int multiprocessors, int64_t shared_bytes,
-                   int most_cluster, bool persistent_only) {
+py::dict describe(const rnnkernels::cuda::Plan& plan) {
   using namespace rnnkernels::cuda;
-  if (cell != "lstm" && cell != "gru") throw std::invalid_argument("cell must be lstm or gru");
-  if (hidden < 1 || batch < 1 || directions < 1) throw std::invalid_argument("sizes must be positive");
-  ProductName product = ProductName::kTf32x3;
-  if (dtype == "bfloat16") {
-    product = ProductName::kBFloat16;
-  } else if (dtype == "float16") {
-    product = ProductName::kFloat16;
-  } else if (dtype != "float32") {
-    throw std::invalid_argument("dtype must be float32, bfloat16 or float16");
-  }
-  const Request request{cell == "lstm" ? CellName::kLstm : CellName::kGru, product, backward ? Pass::kBackward : Pass::kForward,
-                        hidden, batch, directions, projected};
-  const Plan plan =
-      choose(request, {compute_capability, multiprocessors, shared_bytes, most_cluster}, measurements(), persistent_only);
   const bool persistent = plan.schedule != Schedule::kStepwise;
   py::dict result;
   result["schedule"] = name(plan.schedule);
@@ -61,6 +45,7 @@ py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool backw
   result["ctas"] = plan.partition.ctas;
   result["units"] = plan.partition.units;
   result["rows"] = plan.rows;
+  result["slices_at_once"] = plan.slices_at_once;
   result["threads"] = plan.threads;
   result["shared_bytes"] = plan.shared_bytes;
   result["microseconds"] = plan.microseconds;
@@ -86,6 +71,60 @@ py::dict cpu_division(const std::string& cell, int64_t steps, int64_t batch, int
   return result;
 }
 
+rnnkernels::cuda::CellName cell_of(const std::string& cell) {
+  if (cell != "lstm" && cell != "gru") throw std::invalid_argument("cell must be lstm or gru");
+  return cell == "lstm" ? rnnkernels::cuda::CellName::kLstm : rnnkernels::cuda::CellName::kGru;
+}
+
+rnnkernels::cuda::ProductName product_of(const std::string& dtype, bool tf32) {
+  using rnnkernels::cuda::ProductName;
+  if (dtype == "bfloat16") return ProductName::kBFloat16;
+  if (dtype == "float16") return ProductName::kFloat16;
+  if (dtype == "float32") return tf32 ? ProductName::kTf32 : ProductName::kTf32x3;
+  if (dtype == "float64") return ProductName::kFloat64;
+  throw std::invalid_argument("dtype must be float32, float64, bfloat16 or float16");
+}
+
+// Names are those of Request, DeviceLimits and Wish.
+py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool tf32, bool backward, int64_t hidden, int64_t batch,
+                   int directions, bool projected, int compute_capability, int multiprocessors, int64_t shared_bytes,
+                   int most_cluster, const std::string& schedule, const std::string& tile, int ctas) {
+  using namespace rnnkernels::cuda;
+  if (hidden < 1 || batch < 1 || directions < 1) throw std::invalid_argument("sizes must be positive");
+  const Request request{cell_of(cell), product_of(dtype, tf32),
+                        backward ? Pass::kBackward : Pass::kForward, hidden, batch, directions, projected};
+  const DeviceLimits limits{compute_capability, multiprocessors, shared_bytes, most_cluster};
+  py::dict result = describe(choose(request, limits, measurements(), wish_for(schedule, tile, ctas)));
+  py::list fitting;
+  for (const Plan& plan : candidates(request, limits)) fitting.append(describe(plan));
+  result["candidates"] = fitting;
+  return result;
+}
+
+// Names are those of Request, DeviceLimits, Plan and Costs.
+double cuda_estimate(const std::string& cell, const std::string& dtype, bool tf32, bool backward, int64_t hidden, int64_t batch,
+                     int directions, int compute_capability, int multiprocessors, int64_t shared_bytes, int most_cluster,
+                     const std::string& tile, int ctas, const std::map<std::string, double>& costs) {
+  using namespace rnnkernels::cuda;
+  Costs asked;
+  size_t known = 0;
+#define RNN_COST(name, value)                                 \
+  if (const auto it = costs.find(#name); it != costs.end()) { \
+    asked.name = it->second;                                  \
+    ++known;                                                  \
+  }
+#include "../cuda/costs.inc"
+#undef RNN_COST
+  if (known != costs.size()) throw std::invalid_argument("costs has a name that csrc/cuda/costs.inc does not have");
+  const Request request{cell_of(cell), product_of(dtype, tf32), backward ? Pass::kBackward : Pass::kForward, hidden, batch,
+                        directions, false};
+  const DeviceLimits limits{compute_capability, multiprocessors, shared_bytes, most_cluster};
+  const Wish wish = wish_for("", tile, ctas);
+  const Plan plan = plan_of(request, limits, wish.tile.value_or(TileName::kNarrow), ctas, asked);
+  if (plan.schedule == Schedule::kStepwise) throw std::invalid_argument("it does not fit: " + plan.reason);
+  return plan.microseconds;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -95,10 +134,18 @@ PYBIND11_MODULE(_C, m) {
         "(cpu_isa, or None and the reason in cpu_isa_error when RNNKERNELS_CPU_ISA cannot be served).");
   m.def("cuda_plan", &cuda_plan,
         "The schedule, tile and layout the CUDA kernels would take for a pass of a layer on a device with these limits, with the "
-        "estimated microseconds per step and the reason.",
-        py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("backward"), py::arg("hidden"), py::arg("batch"),
-        py::arg("directions") = 1, py::arg("projected") = false, py::arg("compute_capability"), py::arg("multiprocessors"),
-        py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("persistent_only") = false);
+        "estimated microseconds per step, the reason, and under \"candidates\" everything that fits. schedule, tile and ctas ask "
+        "for what is to be taken instead of the fastest.",
+        py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("tf32") = false, py::arg("backward"), py::arg("hidden"),
+        py::arg("batch"), py::arg("directions") = 1, py::arg("projected") = false, py::arg("compute_capability"),
+        py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("schedule") = "",
+        py::arg("tile") = "", py::arg("ctas") = 0);
+  m.def("cuda_estimate", &cuda_estimate,
+        "The estimated microseconds per step of one tile in one or more CTAs, by a cost model with other constants, by name, than "
+        "the ones that were compiled in (csrc/cuda/costs.inc).",
+        py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("tf32") = false, py::arg("backward"), py::arg("hidden"),
+        py::arg("batch"), py::arg("directions") = 1, py::arg("compute_capability"), py::arg("multiprocessors"),
+        py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("tile"), py::arg("ctas"), py::arg("costs"));
   m.def("cpu_division", &cpu_division,
         "How the CPU kernels would divide a dense layer among threads: into how many slices of the batch for each direction, or "
         "(by_units) by the units of every step.",

@@ -6,6 +6,9 @@
 
 #ifdef __CUDACC__
 #define RNN_HD __host__ __device__
+#elif defined(__GNUC__)
+// A call would pass a step's vectors through memory.
+#define RNN_HD __attribute__((always_inline))
 #else
 #define RNN_HD
 #endif

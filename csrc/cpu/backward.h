@@ -6,6 +6,7 @@
 // (2) is summed by one thread, chunk after chunk, row after row: no result depends on how work was shared.
 #pragma once
 
+#include "rounds.h"
 #include "sequence.h"
 
 namespace rnnkernels::cpu::RNNKERNELS_ISA {
@@ -34,8 +35,8 @@ class Backward {
   using C = Compute<S>;
   static constexpr int kGates = Cell::kGates;
   static constexpr bool kWidens = sizeof(S) != sizeof(C);
-  static constexpr int64_t kChunkBytes = 524288;  // of gate gradients
-  static constexpr int64_t kChunkRows = 64;       // at least: fewer do not repay the pass over the weight gradients
+  static constexpr int64_t kChunkBytes = 2097152;  // of gate gradients
+  static constexpr int64_t kChunkRows = 256;       // at least: fewer do not repay the pass over the weight gradients
   static constexpr int64_t kMostChunkRows = 512;
   // Fewer rows than this read column weights as they lie.
   static constexpr int64_t kRowsWorthPacking = 16;
@@ -80,6 +81,7 @@ class Backward {
     }
     // A strip of dx in the compute type, per thread, before it is rounded to a half type.
     if (needs_input && kWidens) strips_ = arena_.take<C>(larger(threads, 1) * capacity_ * kStripColumns);
+    if (needs_weights) transposed_scratch_ = arena_.take<C>(larger(threads, 1) * kTransposedScratch<C>);
   }
 
   int64_t workspace() const { return arena_.used(); }
@@ -304,6 +306,7 @@ class Backward {
 
   void input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const;
   void weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
+  C* transposed_scratch(int64_t part) const { return transposed_scratch_ + part * kTransposedScratch<C>; }
   void bias_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
   template <int kCount>
   void transposed_products(int64_t rows, const Matrix<C>& dg, const SegmentOfGates (&gates)[kCount],
@@ -327,6 +330,7 @@ class Backward {
   int64_t* borders_;  // (chunks + 1) first steps of chunks
   int64_t chunks_ = 0;
   C* strips_ = nullptr;
+  C* transposed_scratch_ = nullptr;
   Direction directions_[kMostDirections]{};
   const BackwardArguments* arguments_ = nullptr;
 };

@@ -67,7 +67,7 @@ void Backward<Cell>::weight_gradients(int d, int64_t turn, int64_t part, int64_t
     const Range states = share(layer_.state_size, part, parts);
     multiply_transposed(constant(from.dr, 0), constant(from.hidden, 0), own.rows, states.first, states.last,
                         layer_.hidden_size, Matrix<C>{sum_of(results.w_hr, from.dw_hr), layer_.hidden_size},
-                        accumulate);
+                        accumulate, transposed_scratch(part));
   }
   bias_gradients(d, turn, part, parts);
 }
@@ -102,7 +102,7 @@ void Backward<Cell>::transposed_products(int64_t rows, const Matrix<C>& dg, cons
     const Segment s = of.of(layer_.hidden_size);
     const Range own = share(s.length, part, parts);
     multiply_transposed(Matrix<const C>{dg.data + s.a_first, dg.stride}, x, rows, own.first, own.last, width,
-                        Matrix<C>{to + s.w_first * width, width}, accumulate);
+                        Matrix<C>{to + s.w_first * width, width}, accumulate, transposed_scratch(part));
   }
 }
 

@@ -17,7 +17,7 @@ void Backward<Cell>::recur(int d, const Chunk& chunk, Range slice) {
 }
 
 // The same with the units of each step shared by the threads. A thread that has carried dh to some units
-// takes those units through the next step at once, so that one region per step is enough.
+// takes those units through the next step at once, so that one round per step is enough.
 template <class Cell>
 void Backward<Cell>::recur_by_units(int d, const Chunk& chunk, const Parallel& parallel) {
   const Range batch{0, layer_.batch};
@@ -31,12 +31,11 @@ void Backward<Cell>::recur_by_units(int d, const Chunk& chunk, const Parallel& p
     return Range{of.first * kStripColumns, smaller(of.last * kStripColumns, layer_.hidden_size)};
   };
   differentiate(d, chunk, backward_step(d, chunk, 0), batch, {0, layer_.hidden_size});
-  for (int64_t i = 0; i < chunk.steps.size(); ++i)
-    run_tasks(parallel, parts, true, [&](int64_t part) {
-      const Range own = share(panels, part, parts);
-      carry(d, chunk, backward_step(d, chunk, i), batch, own);
-      if (i + 1 < chunk.steps.size()) differentiate(d, chunk, backward_step(d, chunk, i + 1), batch, units(own));
-    });
+  run_rounds(parallel, parts, chunk.steps.size(), [&](int64_t i, int64_t part) {
+    const Range own = share(panels, part, parts);
+    carry(d, chunk, backward_step(d, chunk, i), batch, own);
+    if (i + 1 < chunk.steps.size()) differentiate(d, chunk, backward_step(d, chunk, i + 1), batch, units(own));
+  });
 }
 
 // h' and x of a chunk, as matrices of the compute type with their padding zeroed.

@@ -2,6 +2,7 @@
 // goes one step on; see lstm.cpp and gru.cpp.
 #pragma once
 
+#include "rounds.h"
 #include "sequence.h"
 
 namespace rnnkernels::cpu::RNNKERNELS_ISA {
@@ -178,19 +179,18 @@ class Forward {
     finish_cells(d, rows);
   }
 
+  // All rows at once, the units of each step shared by the threads.
   void run_by_units(int d, const Parallel& parallel) {
     const Range rows = slice(0);
     const int64_t parts = smaller(parallel.threads, panels_);
     for (Chunk chunk = first_chunk(d, 0, rows); chunk.steps.size() > 0; chunk = next_chunk(d, 0, rows, chunk)) {
       gather(d, 0, rows, chunk, chunk.steps);
-      bool projected = false;
-      each_step(d, rows, chunk, [&](int64_t t, const C* x_part) {
-        run_tasks(parallel, parts, true, [&](int64_t part) {
-          const Range panels = share(panels_, part, parts);
-          if (!projected) project(d, chunk, panels);
-          step(d, rows, t, x_part, panels);
-        });
-        projected = true;
+      run_rounds(parallel, parts, chunk.steps.size(), [&](int64_t round, int64_t part) {
+        const Range panels = share(panels_, part, parts);
+        if (round == 0) project(d, chunk, panels);
+        const int64_t t = reverse(d) ? chunk.steps.last - 1 - round : chunk.steps.first + round;
+        const int64_t row = steps_.offset(t) - steps_.offset(chunk.steps.first);
+        step(d, rows, t, chunk.x_part + row * kWidth, panels);
       });
     }
     finish_cells(d, rows);

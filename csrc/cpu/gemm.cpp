@@ -7,8 +7,8 @@ namespace {
 
 // ---- Register tile --------------------------------------------------------------------------
 
-// How a tile walks its left operand: (m, k) at a[m * stride + k], or at a[k * stride + m].
-enum class Order { kRows, kColumns };
+// How a tile of n rows walks its left operand: (m, k) at a[m * stride + k], or, packed for it, at a[k * n + m].
+enum class Order { kRows, kPacked };
 
 // Two adjacent bfloat16, one element of a product that adds them up in float.
 struct Pair {
@@ -45,6 +45,9 @@ constexpr int max_tile_rows(int vectors) {
   return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 8;
 }
 
+// Rows of a packed block: what a tile of whole panels takes.
+constexpr int kPackedRows = max_tile_rows(kPanelVectors);
+
 // Latency of a multiply-add times the number of units: fewer chains than this leave them idle.
 constexpr int kChains = 8;
 
@@ -80,7 +83,7 @@ void run_tile(const Tile<E>& tile) {
   RNN_UNROLL
   for (int m = 0; m < kRows; ++m) a[m] = kOrder == Order::kRows ? tile.a + m * tile.a_stride : tile.a + m;
   const E* b = tile.b;
-  const int64_t a_step = kOrder == Order::kRows ? 1 : tile.a_stride;
+  constexpr int64_t a_step = kOrder == Order::kRows ? 1 : kRows;
 
   const auto add_products = [&](int64_t k, const E* b_row, Raw(&into)[kRows][kVectors]) __attribute__((always_inline)) {
     Raw b_vector[kVectors];
@@ -125,25 +128,36 @@ void dispatch_rows(int rows, const Tile<E>& tile, std::integer_sequence<int, kRo
 
 template <class E, Order kOrder, int kVectors>
 void run_rows(int rows, const Tile<E>& tile) {
-  dispatch_rows<E, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, max_tile_rows(kVectors)>{});
+  constexpr int most = kOrder == Order::kRows ? max_tile_rows(kVectors) : kPackedRows;
+  dispatch_rows<E, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, most>{});
 }
 
-// All rows [0, rows) of a column strip, in blocks as even as can be: a lone last row would waste a tile.
+// Calls body(first, n) for rows [first, first + n), in blocks as even as can be: a lone last row would waste a tile.
+template <class Body>
+RNN_INLINE void even_blocks(int64_t rows, int64_t most, const Body& body) {
+  const int64_t blocks = divide_up(rows, most), least = rows / blocks, larger = rows % blocks;
+  for (int64_t block = 0, first = 0; block < blocks; ++block) {
+    const int64_t n = least + (block < larger);
+    body(first, int(n));
+    first += n;
+  }
+}
+
+// All rows [0, rows) of a column strip, `vectors` wide. A packed left operand comes in blocks of at most kPackedRows rows.
 template <class E, Order kOrder>
 void run_strip(Tile<E> tile, int vectors, int64_t rows) {
-  const int64_t blocks = divide_up(rows, max_tile_rows(vectors));
-  const int64_t least = rows / blocks, larger = rows % blocks;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int n = int(least + (block < larger));
+  const E* const a = tile.a;
+  auto* const c = tile.c;
+  even_blocks(rows, kOrder == Order::kRows ? max_tile_rows(vectors) : kPackedRows, [&](int64_t first, int n) {
+    tile.a = a + first * (kOrder == Order::kRows ? tile.a_stride : tile.depth);
+    tile.c = c + first * tile.c_stride;
     switch (vectors) {
-      case 1: run_rows<E, kOrder, 1>(n, tile); break;
-      case 2: run_rows<E, kOrder, 2>(n, tile); break;
-      case 3: run_rows<E, kOrder, 3>(n, tile); break;
-      default: run_rows<E, kOrder, 4>(n, tile); break;
+      case 1: return run_rows<E, kOrder, 1>(n, tile);
+      case 2: return run_rows<E, kOrder, 2>(n, tile);
+      case 3: return run_rows<E, kOrder, 3>(n, tile);
+      default: return run_rows<E, kOrder, 4>(n, tile);
     }
-    tile.a += kOrder == Order::kRows ? n * tile.a_stride : n;
-    tile.c += n * tile.c_stride;
-  }
+  });
 }
 
 // ---- Dot products with unpacked rows ----------------------------------------------------------
@@ -367,16 +381,45 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
   }
 }
 
+namespace {
+
+// to[first * depth + k * n + m] = a[k][first + m], for each block of n rows of a packed left operand.
+template <class T, int... kRows>
+void pack_blocks(T* to, Matrix<const T> a, int64_t rows, int64_t depth, std::integer_sequence<int, kRows...>) {
+  const auto pack = [&](auto count, int64_t first) {
+    constexpr int n = decltype(count)::value;
+    for (int64_t k = 0; k < depth; ++k) std::memcpy(to + first * depth + k * n, a.row(k) + first, n * sizeof(T));
+  };
+  even_blocks(rows, kPackedRows, [&](int64_t first, int n) {
+    ((n == kRows + 1 ? pack(std::integral_constant<int, kRows + 1>{}, first) : void()), ...);
+  });
+}
+
+}  // namespace
+
 template <class T>
 void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int64_t first, int64_t last,
-                         int64_t columns, Matrix<T> c, bool accumulate) {
+                         int64_t columns, Matrix<T> c, bool accumulate, T* scratch) {
   constexpr int64_t width = kPanelVectors * kLanes<T>;
-  if (first >= last) return;
-  for (int64_t j = 0; j < columns; j += width) {
-    const int64_t n = columns - j < width ? columns - j : width;
-    run_strip<T, Order::kColumns>({a.data + first, a.stride, x.data + j, x.stride, c.row(first) + j, c.stride, rows,
-                                   n, accumulate},
-                                  int(divide_up(n, kLanes<T>)), last - first);
+  T* const packed = scratch;
+  T* const strip = scratch + kTransposedRows * kTransposedDepth;
+  for (int64_t k = 0; k == 0 || k < rows; k += kTransposedDepth) {
+    const int64_t depth = rows - k < kTransposedDepth ? rows - k : kTransposedDepth;
+    for (int64_t i = first; i < last; i += kTransposedRows) {
+      const int64_t count = last - i < kTransposedRows ? last - i : kTransposedRows;
+      pack_blocks(packed, Matrix<const T>{a.row(k) + i, a.stride}, count, depth,
+                  std::make_integer_sequence<int, kPackedRows>{});
+      for (int64_t j = 0; j < columns; j += width) {
+        const int64_t n = columns - j < width ? columns - j : width;
+        const int vectors = int(divide_up(n, kLanes<T>));
+        for (int64_t r = 0; r < depth; ++r)
+          for (int v = 0; v < vectors; ++v)
+            load(x.row(k + r) + j + v * kLanes<T>).store(strip + (r * vectors + v) * kLanes<T>);
+        run_strip<T, Order::kPacked>({packed, 0, strip, vectors * kLanes<T>, c.row(i) + j, c.stride, depth, n,
+                                      accumulate || k > 0},
+                                     vectors, count);
+      }
+    }
   }
 }
 
@@ -395,8 +438,8 @@ RNN_INSTANTIATE(Float16)
 #undef RNN_INSTANTIATE
 
 template void multiply_transposed<float>(Matrix<const float>, Matrix<const float>, int64_t, int64_t, int64_t,
-                                         int64_t, Matrix<float>, bool);
+                                         int64_t, Matrix<float>, bool, float*);
 template void multiply_transposed<double>(Matrix<const double>, Matrix<const double>, int64_t, int64_t, int64_t,
-                                          int64_t, Matrix<double>, bool);
+                                          int64_t, Matrix<double>, bool, double*);
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA

@@ -1,7 +1,7 @@
 // Matrix products of the three shapes a recurrent layer needs, on one register-tile kernel:
 //   x W_ih^T, h W_hh^T   weights packed in gate panels (or read as they are when rows are few),
 //   dG W                 weights in column panels,
-//   dG^T [x, h]          both operands as they lie.
+//   dG^T [x, h]          both operands packed block by block.
 // Sums run over k in ascending order into compute-type accumulators.
 #pragma once
 
@@ -103,10 +103,16 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
                       bool accumulate);
 
 // ---- dG^T X ---------------------------------------------------------------------------------
-// c[i][j] (+)= sum_r a[r][i] x[r][j] for i in [first, last), j in [0, columns).
+// Blocks of both operands are copied first, into the order in which tiles read them: in place, each step of a sum would be on
+// a page of its own.
+inline constexpr int64_t kTransposedDepth = 256, kTransposedRows = 192;
+template <class T>
+inline constexpr int64_t kTransposedScratch = kTransposedDepth * (kTransposedRows + kPanelVectors * kLanes<T>);
+
+// c[i][j] (+)= sum_r a[r][i] x[r][j] for i in [first, last), j in [0, columns). scratch: kTransposedScratch<T> elements.
 // Rows of x are readable, and finite wherever the real ones are, up to a whole vector.
 template <class T>
 void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int64_t first, int64_t last,
-                         int64_t columns, Matrix<T> c, bool accumulate);
+                         int64_t columns, Matrix<T> c, bool accumulate, T* scratch);
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA

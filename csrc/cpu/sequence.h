@@ -156,8 +156,10 @@ inline Division divide(const Layer& layer, int gates, int threads) {
   const int64_t step_work = gates * layer.hidden_size * layer.state_size * layer.batch;
   // With fewer rows than this a slice spends its time fetching weights, which sharing units halves.
   constexpr int64_t kFewRows = 3;
+  // Meeting after each step costs about as much as a tenth of this.
+  constexpr int64_t kStepWorthSharing = 40000;
   const bool by_units = !layer.has_projection && per_direction > 1 && layer.batch < kFewRows * per_direction &&
-                        2 * step_work >= 3 * kWorthSharing;
+                        step_work >= kStepWorthSharing;
   if (by_units) return {1, true};
   return {larger(smaller(per_direction, layer.batch), 1), false};
 }

@@ -16,6 +16,12 @@ struct Sequence {
   int hidden, directions;
 };
 
+// A step's rows, of a slice of the batch or of all of it, and where the first of them lies among all steps' rows.
+struct StepRows {
+  int64_t first;
+  int active;
+};
+
 // How a direction is laid out over the CTAs of a launch; chosen by plan.h.
 struct Partition {
   int ctas;   // that share the units of a direction: a cluster, or all of a grid
@@ -45,9 +51,10 @@ struct ForwardArguments {
   void* c_n;                               // (D, N, H) S, LSTM only
   void* gates;                             // (D, ..., 4, H) S, or null: nothing is saved
   float* cells;                            // (D, ..., H), LSTM only, null with gates
-  // Of the grid schedule only.
-  void* exchange;   // workspace
-  uint32_t* flags;  // workspace, zero before the launch
+  // Of the grid schedule only: see schedules/grid.h.
+  void* exchange;   // workspace, all bits set before the first launch
+  uint32_t* flags;  // (D, slices, CTAs), zero before the first launch
+  int first_slice;  // of this launch
 };
 
 struct BackwardArguments {
@@ -69,9 +76,9 @@ struct BackwardArguments {
   float* grad_bias;            // (D, slices, 4, H): d(a) of LSTM; r, z, n, q of GRU; summed over a batch slice
   void* grad_h0;               // (D, N, H) S
   void* grad_c0;               // (D, N, H) S, LSTM only
-  // Of the grid schedule only.
-  void* exchange;   // workspace
-  uint32_t* flags;  // workspace, zero before the launch
+  // Of the grid schedule only: see schedules/grid.h.
+  void* exchange;   // workspace, zero before the first launch
+  int first_slice;  // of this launch
 };
 
 }  // namespace rnnkernels::cuda

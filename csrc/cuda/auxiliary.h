@@ -1,4 +1,5 @@
-// The small kernels around the recurrence: offsets of packed rows, the states steps start from, sums of bias gradients.
+// The small kernels around the recurrence: offsets of packed rows, the states steps start from, those that were projected, sums
+// of bias gradients.
 #pragma once
 
 #include "arguments.h"
@@ -57,6 +58,26 @@ RNN_DEVICE void states_before(const StatesBeforeArguments& p) {
   static_cast<S*>(p.before)[direction * s.rows * s.hidden + i] = device::load_constant(from);
 }
 
+// LSTM's h of all steps before its projection, from what forward saved: what the gradient of W_hr multiplies. A thread has one
+// element of (D, R, H).
+struct UnprojectedStatesArguments {
+  int hidden;
+  int64_t rows;       // D * R
+  const void* gates;  // (D, R, 4, H) S
+  const void* cells;  // (D, R, H) Real<S>
+  void* states;       // (D, R, H) S
+};
+
+template <class S>
+RNN_DEVICE void unprojected_states(const UnprojectedStatesArguments& p) {
+  using R = Real<S>;
+  const int64_t i = int64_t(device::block_x()) * device::threads() + device::thread();
+  if (i >= p.rows * p.hidden) return;
+  const S* gates = static_cast<const S*>(p.gates) + i / p.hidden * kSavedGates * p.hidden + i % p.hidden;
+  const R o = load_real(gates + 3 * int64_t(p.hidden)), c = device::load_constant(static_cast<const R*>(p.cells) + i);
+  static_cast<S*>(p.states)[i] = round_real<S>((GateOf<R>(o) * tanh(GateOf<R>(c))).value);  // L7
+}
+
 // Adds up the slices' bias gradients, in their order. block_y is the direction; a thread has one row of both biases.
 struct BiasGradientsArguments {
   int hidden, slices;
@@ -73,7 +94,7 @@ RNN_DEVICE void bias_gradients(const BiasGradientsArguments& p) {
     const float* first = p.partial + (int64_t(direction) * p.slices * kSavedGates + gate) * p.hidden + i % p.hidden;
     float total = 0.0f;
     for (int slice = 0; slice < p.slices; ++slice) total += first[int64_t(slice) * kSavedGates * p.hidden];
-    return device::round_to<S>(total);
+    return round_real<S>(total);
   };
   static_cast<S*>(p.b_ih[direction])[i] = sum(i / p.hidden);
   static_cast<S*>(p.b_hh[direction])[i] = sum(Cell::hidden_side(i / p.hidden));

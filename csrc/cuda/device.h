@@ -36,6 +36,11 @@ RNN_HOST_DEVICE void guard(unsigned char*) {}
 
 RNN_DEVICE int thread() { return int(threadIdx.x); }
 RNN_DEVICE int threads() { return int(blockDim.x); }
+// x, as something that the compiler knows nothing about.
+RNN_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 RNN_DEVICE int block_x() { return int(blockIdx.x); }
 RNN_DEVICE int block_y() { return int(blockIdx.y); }
 RNN_DEVICE int grid_x() { return int(gridDim.x); }
@@ -175,12 +180,42 @@ RNN_DEVICE uint32_t load_acquire(const uint32_t* flag) {
   return value;
 }
 
+// Bounds a loop that polls what others write.
+class Patience {
+ public:
+  RNN_DEVICE void poll() {
+    if (++polls_ % kPollsPerLook != 0) return;
+    const uint64_t now = nanoseconds();
+    if (start_ == 0) start_ = now;
+    if (now - start_ > kMostNanoseconds) __trap();
+  }
+
+ private:
+  static constexpr uint32_t kPollsPerLook = 64;
+  uint32_t polls_ = 0;
+  uint64_t start_ = 0;
+};
+
 // Waits until *flag has reached `value`, counting modulo 2^32.
 RNN_DEVICE void wait_for_flag(const uint32_t* flag, uint32_t value) {
-  if (int32_t(load_acquire(flag) - value) >= 0) return;
-  const uint64_t start = nanoseconds();
-  while (int32_t(load_acquire(flag) - value) < 0)
-    if (nanoseconds() - start > kMostNanoseconds) __trap();
+  Patience patience;
+  while (int32_t(load_acquire(flag) - value) < 0) patience.poll();
+}
+
+// Of global memory that other CTAs write and read meanwhile. Each 4 bytes arrive whole, in no order with any others.
+RNN_DEVICE Vector16 load16_relaxed(const void* address) {
+  Vector16 v;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+               : "l"(address));
+  return v;
+}
+RNN_DEVICE void store16_relaxed(void* address, Vector16 v) {
+  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.words[0]), "r"(v.words[1]),
+               "r"(v.words[2]), "r"(v.words[3]));
+}
+RNN_DEVICE void store8_relaxed(void* address, Vector8 v) {
+  asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(v.words[0]), "r"(v.words[1]));
 }
 
 // ---- Memory --------------------------------------------------------------------------------------------------------
@@ -194,14 +229,8 @@ RNN_DEVICE void store16(void* address, Vector16 v) {
 }
 RNN_DEVICE void store8(void* address, Vector8 v) { *static_cast<uint2*>(address) = make_uint2(v.words[0], v.words[1]); }
 
-// From memory that other CTAs write while this kernel runs: past the L1 cache.
-RNN_DEVICE Vector16 load16_coherent(const void* address) {
-  const uint4 v = __ldcg(static_cast<const uint4*>(address));
-  return {{v.x, v.y, v.z, v.w}};
-}
-RNN_DEVICE float load_coherent(const float* address) { return __ldcg(address); }
-
 // From memory that no kernel writes while this one runs.
+RNN_DEVICE double load_constant(const double* address) { return __ldg(address); }
 RNN_DEVICE float load_constant(const float* address) { return __ldg(address); }
 RNN_DEVICE BFloat16 load_constant(const BFloat16* address) { return {__ldg(&address->bits)}; }
 RNN_DEVICE Float16 load_constant(const Float16* address) { return {__ldg(&address->bits)}; }
@@ -210,6 +239,7 @@ RNN_DEVICE Float16 load_constant(const Float16* address) { return {__ldg(&addres
 RNN_DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
 // To memory that is not read again soon.
+RNN_DEVICE void store_streaming(double* address, double value) { __stcs(address, value); }
 RNN_DEVICE void store_streaming(float* address, float value) { __stcs(address, value); }
 RNN_DEVICE void store_streaming(BFloat16* address, BFloat16 value) { __stcs(&address->bits, value.bits); }
 RNN_DEVICE void store_streaming(Float16* address, Float16 value) { __stcs(&address->bits, value.bits); }
@@ -237,7 +267,12 @@ RNN_DEVICE float round_to<float>(float x) {
 template <>
 RNN_DEVICE BFloat16 round_to<BFloat16>(float x) {
   BFloat16 narrow;
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(x));
+#else
+  const uint32_t bits = bits_of(x);
+  narrow.bits = uint16_t(x != x ? 0x7fff : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+#endif
   return narrow;
 }
 template <>
@@ -286,6 +321,9 @@ RNN_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
 // The value of the lane whose number differs in the bits of `mask`; all lanes call it.
 RNN_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// Whether the condition holds in any lane; all lanes call it.
+RNN_DEVICE bool any(bool condition) { return __any_sync(0xffffffffu, condition); }
 
 }  // namespace rnnkernels::cuda::device
 

@@ -1,20 +1,51 @@
-// A float with the activations of a GPU: what the cells of ../cells/ are computed with here.
+// A float or double with the activations of a GPU: what the cells of ../cells/ are computed with here.
 #pragma once
 
+#include "../cells/math.h"
 #include "device.h"
 
 namespace rnnkernels::cuda {
 
-struct Gate {
-  float value;
+// Between tensors' numbers and those computed with.
+template <class S>
+RNN_DEVICE Real<S> load_real(const S* address) {
+  if constexpr (std::is_same_v<S, double>) {
+    return device::load_constant(address);
+  } else {
+    return device::to_float(device::load_constant(address));
+  }
+}
 
-  RNN_DEVICE Gate() {}
-  RNN_DEVICE explicit Gate(float x) : value(x) {}
+template <class S>
+RNN_DEVICE S round_real(Real<S> x) {
+  if constexpr (std::is_same_v<S, double>) {
+    return x;
+  } else {
+    return device::round_to<S>(x);
+  }
+}
+
+template <class R>
+struct GateOf {
+  R value;
+
+  RNN_DEVICE GateOf() {}
+  RNN_DEVICE explicit GateOf(R x) : value(x) {}
 };
+using Gate = GateOf<float>;
 
-RNN_DEVICE Gate operator+(Gate a, Gate b) { return Gate(a.value + b.value); }
-RNN_DEVICE Gate operator-(Gate a, Gate b) { return Gate(a.value - b.value); }
-RNN_DEVICE Gate operator*(Gate a, Gate b) { return Gate(a.value * b.value); }
+template <class R>
+RNN_DEVICE GateOf<R> operator+(GateOf<R> a, GateOf<R> b) {
+  return GateOf<R>(a.value + b.value);
+}
+template <class R>
+RNN_DEVICE GateOf<R> operator-(GateOf<R> a, GateOf<R> b) {
+  return GateOf<R>(a.value - b.value);
+}
+template <class R>
+RNN_DEVICE GateOf<R> operator*(GateOf<R> a, GateOf<R> b) {
+  return GateOf<R>(a.value * b.value);
+}
 
 inline constexpr float kLog2E = 1.44269504088896341f;
 
@@ -34,5 +65,8 @@ RNN_DEVICE Gate tanh(Gate x) {
   const float far = 2.0f * device::reciprocal_fast(1.0f + device::exp2_fast(-2.0f * kLog2E * x.value)) - 1.0f;
   return Gate(square < kSmall * kSmall ? series : far);
 }
+
+RNN_DEVICE GateOf<double> sigmoid(GateOf<double> x) { return GateOf<double>(cells::sigmoid(x.value)); }
+RNN_DEVICE GateOf<double> tanh(GateOf<double> x) { return GateOf<double>(cells::tanh(x.value)); }
 
 }  // namespace rnnkernels::cuda

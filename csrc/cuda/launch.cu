@@ -4,27 +4,23 @@
 #include <stdexcept>
 #include <string>
 
-#include "auxiliary.h"
+#include "launching.cuh"
 #include "product.h"
 #include "recurrence.h"
 
 namespace rnnkernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;  // of the kernels around the recurrence
-
-void check(cudaError_t status, const std::string& what) {
-  if (status != cudaSuccess) throw std::runtime_error("rnnkernels: " + what + " failed: " + cudaGetErrorString(status));
-}
-
 template <class Cell>
 const TileKernels* kernels_of(ProductName product) {
   switch (product) {
     case ProductName::kBFloat16: return tile_kernels<Cell, BFloat16Product>();
     case ProductName::kFloat16: return tile_kernels<Cell, Float16Product>();
-    case ProductName::kTf32x3: break;
+    case ProductName::kTf32: return tile_kernels<Cell, Tf32Product>();
+    case ProductName::kTf32x3: return tile_kernels<Cell, Tf32x3Product>();
+    case ProductName::kFloat64: break;
   }
-  return tile_kernels<Cell, Tf32x3Product>();
+  throw std::logic_error("rnnkernels: persistent schedules do not multiply in float64");
 }
 
 const TileKernels& kernels_of(const Request& request, TileName tile) {
@@ -33,17 +29,35 @@ const TileKernels& kernels_of(const Request& request, TileName tile) {
 
 std::string describe(const Request& request, const Plan& plan, const char* kernel, unsigned grid_x, unsigned grid_y) {
   return std::string(request.cell == CellName::kLstm ? "LSTM " : "GRU ") + kernel + " (" + name(plan.schedule) + ", " +
-         name(plan.tile) + " tile, grid " + std::to_string(grid_x) + " x " + std::to_string(grid_y) + ", clusters of " +
-         std::to_string(plan.partition.ctas) + ", " + std::to_string(plan.threads) + " threads, " +
+         name(plan.tile) + " tile, grid " + std::to_string(grid_x) + " x " + std::to_string(grid_y) + ", " +
+         std::to_string(plan.partition.ctas) + " CTAs together, " + std::to_string(plan.threads) + " threads, " +
          std::to_string(plan.shared_bytes) + " bytes of shared memory)";
 }
 
+const void* kernel_of(const TileKernels& kernels, Schedule schedule, int pass) {
+  switch (schedule) {
+    case Schedule::kOneCta: return kernels.one_cta[pass];
+    case Schedule::kCluster: return kernels.cluster[pass];
+    case Schedule::kGrid: return kernels.grid[pass];
+    case Schedule::kStepwise: break;
+  }
+  return nullptr;
+}
+
+// As schedules/grid.h expects it.
+void initialise(const ForwardArguments& arguments, const Workspace& room, Stream stream) {
+  check(cudaMemsetAsync(arguments.exchange, 0xff, size_t(room.exchange_bytes), stream), "emptying the exchange of a grid");
+  check(cudaMemsetAsync(arguments.flags, 0, size_t(room.flags) * sizeof(uint32_t), stream), "lowering the flags of a grid");
+}
+void initialise(const BackwardArguments& arguments, const Workspace& room, Stream stream) {
+  check(cudaMemsetAsync(arguments.exchange, 0, size_t(room.exchange_bytes), stream), "emptying the exchange of a grid");
+}
+
 template <class Arguments>
-void launch_pass(const Request& request, const Plan& plan, const PackArguments& pack, const Arguments& arguments,
-                 cudaStream_t stream) {
+void launch_pass(const Request& request, const Plan& plan, const PackArguments& pack, Arguments arguments, Stream stream) {
   const int pass = int(request.pass);
   const TileKernels& kernels = kernels_of(request, plan.tile);
-  const unsigned directions = unsigned(request.directions);
+  const unsigned directions = unsigned(request.directions), ctas = unsigned(plan.partition.ctas);
 
   const int64_t vectors = kernels.packed_count[pass](plan.partition);
   const dim3 pack_grid(unsigned((vectors + kThreads - 1) / kThreads), directions);
@@ -51,28 +65,40 @@ void launch_pass(const Request& request, const Plan& plan, const PackArguments& 
   check(cudaLaunchKernel(kernels.pack[pass], pack_grid, dim3(kThreads), pack_pointers, 0, stream),
         "launching the packing of weights");
 
-  const void* kernel = plan.partition.ctas == 1 ? kernels.one_cta[pass] : kernels.cluster[pass];
-  const unsigned slices = unsigned((request.batch + plan.rows - 1) / plan.rows), grid_x = slices * unsigned(plan.partition.ctas);
-  const std::string what = describe(request, plan, request.pass == Pass::kForward ? "forward" : "backward", grid_x, directions);
-  if (kernel == nullptr) throw std::runtime_error("rnnkernels: " + what + " is not compiled");
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)),
-        "shared memory of " + what);
-  if (plan.partition.ctas > 8)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "the cluster of " + what);
+  const int slices = int((request.batch + plan.rows - 1) / plan.rows);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(grid_x, directions);
+  config.gridDim = dim3(unsigned(plan.slices_at_once) * ctas, directions);
   config.blockDim = dim3(unsigned(plan.threads));
   config.dynamicSmemBytes = size_t(plan.shared_bytes);
   config.stream = stream;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {unsigned(plan.partition.ctas), 1, 1};
-  if (plan.partition.ctas > 1) {
-    config.attrs = &cluster;
-    config.numAttrs = 1;
+  const char* name_of_pass = request.pass == Pass::kForward ? "forward" : "backward";
+  const std::string what = describe(request, plan, name_of_pass, config.gridDim.x, directions);
+  const void* kernel = kernel_of(kernels, plan.schedule, pass);
+  if (kernel == nullptr) throw std::runtime_error("rnnkernels: " + what + " is not compiled");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)),
+        "shared memory of " + what);
+
+  cudaLaunchAttribute together{};
+  if (plan.schedule == Schedule::kCluster) {
+    if (ctas > 8)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "the cluster of " + what);
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim = {ctas, 1, 1};
+  } else {
+    // CTAs that wait for each other must all be resident: the driver refuses what would hang.
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
   }
-  void* pointers[] = {const_cast<Arguments*>(&arguments)};
-  check(cudaLaunchKernelExC(&config, kernel, pointers), "launching " + what);
+  config.attrs = &together;
+  config.numAttrs = plan.schedule == Schedule::kOneCta ? 0 : 1;
+  if (plan.schedule == Schedule::kGrid) initialise(arguments, workspace(request, plan), stream);
+
+  void* pointers[] = {&arguments};
+  for (int first = 0; first < slices; first += plan.slices_at_once) {
+    arguments.first_slice = first;
+    config.gridDim.x = unsigned(std::min(plan.slices_at_once, slices - first)) * ctas;
+    check(cudaLaunchKernelExC(&config, kernel, pointers), "launching " + what);
+  }
 }
 
 // Clusters of 16 lie within one group of multiprocessors, which not every GPU has whole: the driver knows.
@@ -95,38 +121,6 @@ int most_cluster(int compute_capability, int64_t shared_bytes) {
       cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess && clusters > 0;
   if (!possible) (void)cudaGetLastError();  // the question is no error
   return possible ? 16 : 8;
-}
-
-__global__ void write_offsets_kernel(const __grid_constant__ OffsetsArguments arguments) { write_offsets(arguments); }
-
-template <class S>
-__global__ void states_before_kernel(const __grid_constant__ StatesBeforeArguments arguments) {
-  states_before<S>(arguments);
-}
-
-template <class Cell, class S>
-__global__ void bias_gradients_kernel(const __grid_constant__ BiasGradientsArguments arguments) {
-  bias_gradients<Cell, S>(arguments);
-}
-
-template <class Arguments>
-void launch_simple(void (*kernel)(Arguments), int64_t threads, int directions, const Arguments& arguments, cudaStream_t stream,
-                   const char* name) {
-  kernel<<<dim3(unsigned((threads + kThreads - 1) / kThreads), unsigned(directions)), kThreads, 0, stream>>>(arguments);
-  check(cudaGetLastError(), std::string("launching ") + name);
-}
-
-template <class Cell>
-void launch_bias_gradients(ProductName product, int directions, const BiasGradientsArguments& arguments, cudaStream_t stream) {
-  const int64_t rows = int64_t(Cell::kGates) * arguments.hidden;
-  switch (product) {
-    case ProductName::kBFloat16:
-      return launch_simple(bias_gradients_kernel<Cell, BFloat16>, rows, directions, arguments, stream, "bias_gradients");
-    case ProductName::kFloat16:
-      return launch_simple(bias_gradients_kernel<Cell, Float16>, rows, directions, arguments, stream, "bias_gradients");
-    case ProductName::kTf32x3: break;
-  }
-  launch_simple(bias_gradients_kernel<Cell, float>, rows, directions, arguments, stream, "bias_gradients");
 }
 
 }  // namespace
@@ -154,41 +148,22 @@ int64_t packed_bytes(const Request& request, const Plan& plan) {
   return kernels_of(request, plan.tile).packed_count[int(request.pass)](plan.partition) * int64_t(sizeof(Vector16));
 }
 
+Workspace workspace(const Request& request, const Plan& plan) {
+  if (plan.schedule != Schedule::kGrid) return {0, 0};
+  const int64_t meetings = (request.batch + plan.rows - 1) / plan.rows * request.directions;
+  const int pass = int(request.pass);
+  return {meetings * kernels_of(request, plan.tile).exchange_bytes[pass](plan.partition),
+          request.pass == Pass::kForward ? meetings * plan.partition.ctas : 0};
+}
+
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const ForwardArguments& arguments,
-            cudaStream_t stream) {
+            Stream stream) {
   launch_pass(request, plan, pack, arguments, stream);
 }
 
 void launch(const Request& request, const Plan& plan, const PackArguments& pack, const BackwardArguments& arguments,
-            cudaStream_t stream) {
+            Stream stream) {
   launch_pass(request, plan, pack, arguments, stream);
-}
-
-void write_offsets(const int64_t* offsets, int64_t count, int64_t* to, cudaStream_t stream) {
-  for (int64_t first = 0; first < count; first += OffsetsArguments::kMost) {
-    OffsetsArguments arguments{to + first, int(std::min<int64_t>(OffsetsArguments::kMost, count - first)), {}};
-    std::copy_n(offsets + first, arguments.count, arguments.values);
-    launch_simple(write_offsets_kernel, 1, 1, arguments, stream, "write_offsets");
-  }
-}
-
-void states_before(ProductName product, const StatesBeforeArguments& arguments, cudaStream_t stream) {
-  const int64_t elements = arguments.sequence.rows * arguments.sequence.hidden;
-  const int directions = arguments.sequence.directions;
-  if (product == ProductName::kTf32x3) {
-    launch_simple(states_before_kernel<float>, elements, directions, arguments, stream, "states_before");
-  } else {  // both half types are moved as they are
-    launch_simple(states_before_kernel<BFloat16>, elements, directions, arguments, stream, "states_before");
-  }
-}
-
-void bias_gradients(CellName cell, ProductName product, int directions, const BiasGradientsArguments& arguments,
-                    cudaStream_t stream) {
-  if (cell == CellName::kLstm) {
-    launch_bias_gradients<Lstm>(product, directions, arguments, stream);
-  } else {
-    launch_bias_gradients<Gru>(product, directions, arguments, stream);
-  }
 }
 
 }  // namespace rnnkernels::cuda

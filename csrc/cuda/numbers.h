@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace rnnkernels::cuda {
 
@@ -22,6 +23,8 @@ struct alignas(8) Vector8 {
   uint32_t words[2];
 };
 
-enum class Dtype { kFloat32, kBFloat16, kFloat16 };
+// What is computed in, and the type of what is carried from step to step, where tensors are of type S.
+template <class S>
+using Real = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 }  // namespace rnnkernels::cuda

@@ -54,6 +54,10 @@ struct Exchanged {
   float result;
 };
 
+struct Voted {
+  bool condition, result;
+};
+
 }  // namespace
 
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -81,6 +85,18 @@ float shuffle_xor(float value, int mask) {
         }
       },
       &mine, "shuffle_xor");
+  return mine.result;
+}
+
+bool any(bool condition) {
+  Voted mine{condition, false};
+  emulation::warp_collective(
+      [](void* const* all) {
+        bool result = false;
+        for (int lane = 0; lane < kLanes; ++lane) result = result || static_cast<const Voted*>(all[lane])->condition;
+        for (int lane = 0; lane < kLanes; ++lane) static_cast<Voted*>(all[lane])->result = result;
+      },
+      &mine, "any");
   return mine.result;
 }
 

@@ -35,11 +35,16 @@ inline void guard([[maybe_unused]] unsigned char* begin) {
 
 inline int thread() { return emulation::here().thread; }
 inline int threads() { return emulation::here().threads; }
+inline int opaque(int x) { return x; }
 inline int block_x() { return emulation::here().block_x; }
 inline int block_y() { return emulation::here().block_y; }
 inline int grid_x() { return emulation::here().grid_x; }
 inline int cluster_rank() { return emulation::here().cluster_rank; }
 inline unsigned char* shared_memory() { return emulation::shared_memory(); }
+
+inline void check_aligned(const void* address, uintptr_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) emulation::fail("a vector access is not aligned to its size");
+}
 
 // ---- Barriers ------------------------------------------------------------------------------------------------------
 
@@ -66,20 +71,39 @@ inline void store_async(void* destination, int rank, Vector8 value, Mbarrier* ba
 
 // ---- Flags between CTAs of a grid that is resident as a whole --------------------------------------------------------
 
-inline void store_release(uint32_t* flag, uint32_t value) {
-  emulation::maybe_yield();
-  __atomic_store_n(flag, value, __ATOMIC_RELEASE);
-}
-inline uint32_t load_acquire(const uint32_t* flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
+inline void store_release(uint32_t* flag, uint32_t value) { emulation::store_release(flag, value); }
+inline uint32_t load_acquire(const uint32_t* flag) { return emulation::load_acquire(flag); }
+
+class Patience {
+ public:
+  void poll() { emulation::spin(polls_++); }
+
+ private:
+  int64_t polls_ = 0;
+};
+
 inline void wait_for_flag(const uint32_t* flag, uint32_t value) {
-  for (int64_t polls = 0; int32_t(load_acquire(flag) - value) < 0; ++polls) emulation::spin(polls);
+  Patience patience;
+  while (int32_t(load_acquire(flag) - value) < 0) patience.poll();
+}
+
+inline Vector16 load16_relaxed(const void* address) {
+  check_aligned(address, 16);
+  Vector16 value;
+  emulation::load_relaxed(address, &value, 16);
+  return value;
+}
+inline void store16_relaxed(void* address, Vector16 value) {
+  check_aligned(address, 16);
+  emulation::store_relaxed(address, &value, 16);
+}
+inline void store8_relaxed(void* address, Vector8 value) {
+  check_aligned(address, 8);
+  emulation::store_relaxed(address, &value, 8);
 }
 
 // ---- Memory --------------------------------------------------------------------------------------------------------
 
-inline void check_aligned(const void* address, uintptr_t bytes) {
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) emulation::fail("a vector access is not aligned to its size");
-}
 inline Vector16 load16(const void* address) {
   check_aligned(address, 16);
   return *static_cast<const Vector16*>(address);
@@ -92,8 +116,6 @@ inline void store8(void* address, Vector8 value) {
   check_aligned(address, 8);
   *static_cast<Vector8*>(address) = value;
 }
-inline Vector16 load16_coherent(const void* address) { return load16(address); }
-inline float load_coherent(const float* address) { return *address; }
 
 template <class S>
 inline S load_constant(const S* address) {
@@ -169,5 +191,6 @@ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_fp16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 float shuffle_xor(float value, int mask);
+bool any(bool condition);
 
 }  // namespace rnnkernels::cuda::device

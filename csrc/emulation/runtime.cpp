@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "global_memory.h"
 
 namespace rnnkernels::emulation {
 namespace {
@@ -40,6 +41,7 @@ struct Thread;
 struct Barrier {
   int expected = 0, arrived = 0;
   unsigned generation = 0;
+  Knowledge known[2];  // of those who came
   char token[2] = {};
   std::vector<Thread*> waiting;
 };
@@ -95,6 +97,7 @@ struct Thread {
   bool has_courier = false;
   Coordinates where;
   Cta* cta;
+  View view;  // of global memory
   Warp* warp;
   int lane;
   void* stack;
@@ -116,6 +119,7 @@ struct Machine {
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<Thread*> ready;
   std::vector<Store> in_flight;
+  GlobalMemory memory;
   // Of threads that have ended. Not for others of the same launch: nothing orders them after the first's.
   std::vector<void*> used_stacks;
   size_t running = 0;
@@ -268,6 +272,7 @@ void start(Cluster& cluster) {
       auto thread = std::make_unique<Thread>();
       thread->identity = Identity::create();
       thread->cta = cta.get();
+      thread->view.cta = size_t(cta->block_y * machine->launch.grid_x + cta->block_x);
       thread->warp = &cta->warps[size_t(t / kLanes)];
       thread->warp->barrier.expected = kLanes;
       thread->lane = t % kLanes;
@@ -283,11 +288,16 @@ void start(Cluster& cluster) {
 
 // Until every thread started has ended, or something is wrong.
 void schedule() {
-  while (machine->error.empty() && (machine->running > 0 || !machine->in_flight.empty())) {
+  while (machine->error.empty() && (machine->running > 0 || !machine->in_flight.empty() || machine->memory.in_flight())) {
     auto& ready = machine->ready;
-    const size_t stores = machine->in_flight.size();
-    if (stores > 0 && (ready.empty() || machine->random.below(2) == 0)) {
-      deliver(machine->random.below(stores));
+    const size_t stores = machine->in_flight.size(), words = machine->memory.count();
+    if (stores + words > 0 && (ready.empty() || machine->random.below(2) == 0)) {
+      const size_t index = machine->random.below(stores + words);
+      if (index < stores) {
+        deliver(index);
+      } else {
+        machine->memory.deliver(index - stores);
+      }
       continue;
     }
     if (ready.empty()) {
@@ -329,7 +339,9 @@ void tear_down() {
 void wait_at(Barrier& barrier, const char* name) {
   const Bookkeeping bookkeeping;
   char* token = &barrier.token[barrier.generation & 1];
+  Knowledge& known = barrier.known[barrier.generation & 1];
   release(token);
+  join(known, current->view.known);
   if (++barrier.arrived < barrier.expected) {
     barrier.waiting.push_back(current);
     block(name, &barrier);
@@ -341,6 +353,8 @@ void wait_at(Barrier& barrier, const char* name) {
     yield();
   }
   acquire(token);
+  join(current->view.known, known);
+  if (barrier.expected >= machine->launch.threads) ++current->view.barriers;
 }
 
 size_t offset_of(const void* address, size_t bytes, const char* what) {
@@ -479,6 +493,40 @@ void store_async(void* destination, int rank, const void* value, int bytes, void
   }
   release(store.issued.get());
   machine->in_flight.push_back(std::move(store));
+}
+
+void store_relaxed(void* address, const void* value, int bytes) {
+  const Bookkeeping bookkeeping;
+  maybe_yield();
+  uint32_t words[4];
+  std::memcpy(words, value, size_t(bytes));
+  for (int i = 0; i < bytes / 4; ++i) machine->memory.store(current->view, static_cast<uint32_t*>(address) + i, words[i]);
+}
+
+void load_relaxed(const void* address, void* value, int bytes) {
+  const Bookkeeping bookkeeping;
+  maybe_yield();
+  uint32_t words[4];
+  // Of all words, of none, or of each as it comes.
+  const size_t older = machine->random.below(3);
+  for (int i = 0; i < bytes / 4; ++i)
+    words[i] = machine->memory.load(current->view, static_cast<const uint32_t*>(address) + i,
+                                    older == 0 || (older == 1 && machine->random.below(2) == 0));
+  std::memcpy(value, words, size_t(bytes));
+}
+
+void store_release(uint32_t* flag, uint32_t value) {
+  const Bookkeeping bookkeeping;
+  maybe_yield();
+  release(flag);
+  machine->memory.release(current->view, flag, value);
+}
+
+uint32_t load_acquire(const uint32_t* flag) {
+  const Bookkeeping bookkeeping;
+  const uint32_t value = machine->memory.acquire(current->view, flag);
+  acquire(const_cast<uint32_t*>(flag));
+  return value;
 }
 
 void warp_collective(Collective operation, void* argument, const char* name) {

@@ -62,6 +62,12 @@ void mbarrier_wait(void* barrier, unsigned parity);
 // them there on `barrier`; some time later, and in no order with other such stores.
 void store_async(void* destination, int rank, const void* value, int bytes, void* barrier);
 
+// Words of global memory that other CTAs write and read meanwhile, as global_memory.h has it; bytes: 4, 8 or 16.
+void store_relaxed(void* address, const void* value, int bytes);
+void load_relaxed(const void* address, void* value, int bytes);
+void store_release(uint32_t* flag, uint32_t value);
+uint32_t load_acquire(const uint32_t* flag);
+
 // All 32 lanes call this with the same operation, each with its own argument; when the last one is there,
 // operation(arguments) sees those of all lanes. Orders nothing in memory.
 using Collective = void (*)(void* const* arguments);

@@ -98,7 +98,7 @@ _BACKENDS = (
     Backend("aten", "torch's own kernels", None, _aten_unsupported),
     Backend("reference", "the equations in plain torch operations", "reference_", _reference_unsupported),
     # Behind what serves everything, that is by name only, until a committed measurement on a GPU shows where they are ahead.
-    Backend("cuda", "persistent CUDA kernels", "", _cuda_unsupported),
+    Backend("cuda", "CUDA kernels", "", _cuda_unsupported),
     Backend("triton", "Triton kernels", "triton_", _triton_unsupported),
 )
 #: Backend names in the order ``auto`` tries them.

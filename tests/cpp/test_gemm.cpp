@@ -104,11 +104,12 @@ void transposed_products(Random& random, int64_t rows, int64_t count, int64_t co
   const int64_t a_stride = count + 2, x_stride = divide_up(columns, kLanes<T>) * kLanes<T>;
   const auto a = random_storage<T>(random, rows * a_stride);
   const auto x = random_storage<T>(random, rows * x_stride);
+  std::vector<T> scratch(kTransposedScratch<T>);
   const int64_t first = count / 3;
   for (const bool accumulate : {false, true}) {
     std::vector<T> c(static_cast<size_t>(count * columns), T(0.5));
     multiply_transposed(Matrix<const T>{a.data(), a_stride}, Matrix<const T>{x.data(), x_stride}, rows, first, count,
-                        columns, Matrix<T>{c.data(), columns}, accumulate);
+                        columns, Matrix<T>{c.data(), columns}, accumulate, scratch.data());
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < columns; ++j) {
         double sum = accumulate || i < first ? 0.5 : 0;
@@ -134,6 +135,7 @@ void all_products(Random& random) {
     }
   column_products<S>(random, false, false, 3, 5, 1500);  // several blocks of depth
   column_products<S>(random, false, false, 2, 3, 0);     // an empty sum is zero
+  if constexpr (sizeof(S) > 2) transposed_products<S>(random, 530, 200, 40);  // of both operands
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../../csrc/cuda/schedules/backward.h"
@@ -51,14 +52,32 @@ struct Precision<cuda::Tf32x3Product> {
 };
 
 template <class S>
+S stored(double x) {
+  if constexpr (std::is_same_v<S, double>) {
+    return x;
+  } else {
+    return device::round_to<S>(float(x));
+  }
+}
+
+template <class S>
+double value(S x) {
+  if constexpr (std::is_same_v<S, double>) {
+    return x;
+  } else {
+    return device::to_float(x);
+  }
+}
+
+template <class S>
 double rounded(double x) {
-  return device::to_float(device::round_to<S>(float(x)));
+  return value(stored<S>(x));
 }
 
 template <class S>
 std::vector<S> tensor(const Values& values) {
   std::vector<S> result;
-  for (const double x : values) result.push_back(device::round_to<S>(float(x)));
+  for (const double x : values) result.push_back(stored<S>(x));
   return result;
 }
 
@@ -72,7 +91,7 @@ std::vector<S> poisoned(size_t count) {
 template <class S>
 Values values(const std::vector<S>& from) {
   Values result;
-  for (const S x : from) result.push_back(device::to_float(x));
+  for (const S x : from) result.push_back(value(x));
   return result;
 }
 
@@ -84,7 +103,11 @@ struct Shape {
   bool packed;
   int ctas;  // that share the units
   bool biases = true, gradients_of_states = true, save = true;
+  int projection = 0;
+  int slices_at_once = 1;  // of a grid
 };
+
+constexpr int64_t kSpinBound = 5000;
 
 template <class S>
 Problem problem(bool lstm, const Shape& shape, uint64_t seed) {
@@ -100,6 +123,7 @@ Problem problem(bool lstm, const Shape& shape, uint64_t seed) {
   p.batch = shape.batch;
   p.hidden = shape.hidden;
   p.directions = shape.directions;
+  p.projection = shape.projection;
   if (shape.packed) {
     int64_t active = shape.batch;
     for (int64_t t = 0; t < shape.steps; ++t) {
@@ -107,21 +131,22 @@ Problem problem(bool lstm, const Shape& shape, uint64_t seed) {
       active = random.integer(std::max<int64_t>(1, active - 3), active);
     }
   }
-  const int64_t h = shape.hidden, gates = p.gates(), states = shape.directions * shape.batch * h;
+  const int64_t h = shape.hidden, width = p.width(), gates = p.gates(), rows = shape.directions * shape.batch;
   for (int d = 0; d < shape.directions; ++d) {
     p.projected[d] = uniform(p.rows() * gates * h, 2.0);  // representable in S, too
-    p.w_hh[d] = uniform(gates * h * h, 2.0 / std::sqrt(double(h)));
+    p.w_hh[d] = uniform(gates * h * width, 2.0 / std::sqrt(double(width)));
+    if (shape.projection > 0) p.w_hr[d] = uniform(width * h, 2.0 / std::sqrt(double(h)));
     if (shape.biases) {
       p.b_ih[d] = uniform(gates * h, 0.5);
       p.b_hh[d] = uniform(gates * h, 0.5);
     }
   }
-  p.h0 = uniform(states, 1.0);
-  p.c0 = uniform(states, 1.0);
-  p.grad_output = uniform(p.rows() * shape.directions * h, 1.0);
+  p.h0 = uniform(rows * width, 1.0);
+  p.c0 = uniform(rows * h, 1.0);
+  p.grad_output = uniform(p.rows() * shape.directions * width, 1.0);
   const double scale = shape.gradients_of_states ? 1.0 : 0.0;
-  p.grad_h_n = uniform(states, scale);
-  p.grad_c_n = uniform(states, scale);
+  p.grad_h_n = uniform(rows * width, scale);
+  p.grad_c_n = uniform(rows * h, scale);
   return p;
 }
 
@@ -182,7 +207,24 @@ struct Layer {
 
   static rnnkernels::emulation::Launch launch(const Shape& shape, int64_t shared_bytes, uint64_t seed) {
     const int threads = 32 * cuda::Ownership<Cell, Tile>::warps(partition(shape).units);
-    return {int(slices(shape)) * shape.ctas, shape.directions, threads, shape.ctas, size_t(shared_bytes), false, seed};
+    // In a grid all CTAs that wait for each other run at once; more slices than that are further launches.
+    const int slices_at_once = Tile::kDirect ? shape.slices_at_once : int(slices(shape)), cluster = Tile::kDirect ? 1 : shape.ctas;
+    return {slices_at_once * shape.ctas, shape.directions, threads, cluster, size_t(shared_bytes), Tile::kDirect, seed, kSpinBound};
+  }
+
+  // Runs a pass over all slices of the batch.
+  template <class Arguments, class Kernel>
+  static rnnkernels::emulation::Outcome run(const Shape& shape, int64_t shared_bytes, uint64_t seed, Arguments& a,
+                                            const Kernel& kernel) {
+    rnnkernels::emulation::Outcome outcome{};
+    auto asked = launch(shape, shared_bytes, seed);
+    const int at_once = asked.grid_x / shape.ctas;
+    for (int first = 0; first < slices(shape) && outcome.ok(); first += at_once) {
+      a.first_slice = first;
+      asked.grid_x = std::min(at_once, int(slices(shape)) - first) * shape.ctas;
+      outcome = rnnkernels::emulation::run(asked, [&] { kernel(a); });
+    }
+    return outcome;
   }
 
   // W_hh as a pass reads it.
@@ -220,9 +262,18 @@ struct Layer {
     a.c_n = pointer(data.c_n);
     a.gates = shape.save ? data.gates.data() : nullptr;
     a.cells = shape.save ? pointer(data.cells) : nullptr;
+    std::vector<cuda::Vector16> exchange;
+    std::vector<uint32_t> flags;
+    if constexpr (Tile::kDirect) {
+      const int64_t meetings = slices(shape) * p.directions;
+      const int64_t bytes = cuda::ForwardShared<Cell, Product, Tile>::template exchange_bytes<Exchange>(a.partition);
+      exchange = poisoned<cuda::Vector16>(size_t(meetings * bytes / 16));
+      flags.resize(size_t(meetings * shape.ctas));
+      a.exchange = exchange.data();
+      a.flags = flags.data();
+    }
     const cuda::ForwardShared<Cell, Product, Tile> shared(nullptr, a.partition);
-    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed),
-                                      [&] { cuda::forward<Cell, Product, Tile, Exchange>(a); });
+    return run(shape, shared.bytes, seed, a, cuda::forward<Cell, Product, Tile, Exchange>);
   }
 
   static rnnkernels::emulation::Outcome backward(const Shape& shape, const Problem& p, Data& data, uint64_t seed) {
@@ -252,9 +303,14 @@ struct Layer {
     a.grad_bias = data.grad_bias.data();
     a.grad_h0 = data.grad_h0.data();
     a.grad_c0 = data.grad_c0.data();
+    std::vector<cuda::Vector16> exchange;
+    if constexpr (Tile::kDirect) {
+      const int64_t bytes = cuda::BackwardShared<Cell, Product, Tile>::exchange_bytes(a.partition);
+      exchange.resize(size_t(slices(shape) * p.directions * bytes / 16));
+      a.exchange = exchange.data();
+    }
     const cuda::BackwardShared<Cell, Product, Tile> shared(nullptr, a.partition);
-    return rnnkernels::emulation::run(launch(shape, shared.bytes, seed),
-                                      [&] { cuda::backward<Cell, Product, Tile, Exchange>(a); });
+    return run(shape, shared.bytes, seed, a, cuda::backward<Cell, Product, Tile, Exchange>);
   }
 };
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORWARD, BACKWARD = "csrc/cuda/schedules/forward.h", "csrc/cuda/schedules/backward.h"
+STEPS, STEP_ORDER = "csrc/cuda/schedules/stepwise.h", "csrc/cuda/stepwise.cpp"
 EXCHANGE, LAYOUT = "csrc/cuda/schedules/exchange.h", "csrc/cuda/schedules/layout.h"
+GRID = "csrc/cuda/schedules/grid.h"
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Mutation:
     old: str
     new: str
     ways: tuple[str, ...] = ("numbers and rules", "ThreadSanitizer")  # the cheapest first
+    test: tuple[str, ...] = ("tests/emulation/test_mutant.cpp",)  # sources of the program that is to notice
 
 
 MUTATIONS = [
@@ -34,7 +37,7 @@ MUTATIONS = [
     Mutation(
         "no barrier between the warps that share units",
         FORWARD,
-        "      device::named_barrier(1 + own_.block, 2 * kLanes);\n",
+        "    device::named_barrier(1 + own_.block, 2 * kLanes);\n",
         "",
     ),
     Mutation(
@@ -51,7 +54,7 @@ MUTATIONS = [
     ),
     Mutation("wrong parity", EXCHANGE, "uint32_t((k - 1) / 2 % 2)", "uint32_t(k / 2 % 2)"),
     Mutation("no wait for h", FORWARD, "      if (k > 0) exchange_.wait(k);\n", ""),
-    Mutation("no wait for the shares of d(h)", BACKWARD, "      if (k > 0) exchange_.wait(k);\n", ""),
+    Mutation("no wait for the shares of d(h)", BACKWARD, "      if (k > 0) receive(k);\n", ""),
     Mutation("too many bytes expected", FORWARD, "Tile::kRows * int(sizeof(Operand));\n    if", "Tile::kRows * 4;\n    if"),
     Mutation(
         "too few bytes expected",
@@ -63,14 +66,14 @@ MUTATIONS = [
     Mutation(
         "a staging buffer used again too early",
         FORWARD,
-        "(own_.warp * 2 + k % 2) * Shared::kStagedRows",
-        "(own_.warp * 2) * Shared::kStagedRows",
+        "(own_.warp * 2 + k % 2) * Shared::kStaged;",
+        "(own_.warp * 2) * Shared::kStaged;",
     ),
     Mutation(
         "sums for the other warp written too early",
         FORWARD,
-        "float* mine = shared_.partial + (own_.warp * 2 + k % 2)",
-        "float* mine = shared_.partial + (own_.warp * 2 + 1)",
+        "(warp * Shared::kPartials + k % Shared::kPartials)",
+        "(warp * Shared::kPartials)",
     ),
     Mutation(
         "a tile off by one",
@@ -82,25 +85,75 @@ MUTATIONS = [
     Mutation(
         "shared memory too small",
         FORWARD,
-        "warps * 2 * kStagedRows * Own::kUnits",
-        "warps * kStagedRows * Own::kUnits",
+        "warps * 2 * kStaged",
+        "warps * kStaged",
         ("AddressSanitizer",),
     ),
     Mutation("lengths ignored", BACKWARD, "if (row < rows_.active && u < hidden())", "if (u < hidden())"),
     Mutation(
         "shares sent to the wrong CTA",
         BACKWARD,
-        "exchange_.send(k + 1, owner,",
-        "exchange_.send(k + 1, p_.partition.ctas - 1 - owner,",
+        "exchange_.send(k, owner,",
+        "exchange_.send(k, p_.partition.ctas - 1 - owner,",
     ),
 ]
 
-RUNTIME = ["csrc/emulation/runtime.cpp", "csrc/emulation/collectives.cpp"]
+GRID_TEST = ("tests/emulation/test_mutant_grid.cpp",)
+MUTATIONS += [
+    Mutation(name, file, old, new, ("numbers and rules",), GRID_TEST)
+    for name, file, old, new in [
+        ("words of h taken before they have come", GRID, "while (device::any(!whole(columns)))", "while (false)"),
+        ("one word of four awaited", GRID, "i < 4; ++i) empty = empty", "i < 1; ++i) empty = empty"),
+        ("an empty word sent as it is", GRID, "value.words[i] = kOtherNan;", "{}"),
+        ("a slot used again too early", GRID, "uint32_t(k) % kSlots) *", "uint32_t(k) % kPeriod) *"),
+        ("slots not emptied", GRID, "if (k >= 2) device::store16", "if (false) device::store16"),
+        ("slots emptied too early", GRID, "at(k - 2, row, byte)", "at(k - 1, row, byte)"),
+        ("a flag raised without a release", GRID, "device::store_release(&place_.flags[rank()],", "(place_.flags[rank()] ="),
+        ("a flag raised before what it says", GRID, "kReleasePhase = 2;", "kReleasePhase = 0;"),
+        ("another CTA's flag awaited", GRID, "wait_for_flag(&place_.flags[i]", "wait_for_flag(&place_.flags[0]"),
+        ("no flag awaited", GRID, "if (k % kPeriod != 0) return;", "return;"),
+        ("an epoch ahead awaited", GRID, "uint32_t(k / kPeriod));", "uint32_t(k / kPeriod + 1));"),
+        (
+            "no barrier between parts of sums and the cell",
+            FORWARD,
+            "    device::cta_barrier();\n    exchange_.release(k);",
+            "    exchange_.release(k);",
+        ),
+        ("shares of the use before taken", GRID, "return 1 - uint32_t(k - 1) / 2 % 2;", "return 1;"),
+        ("one share of four awaited", GRID, "(j >= words || ", "(j >= 1 || "),
+        ("one slot for all shares", GRID, "int(k % 2) * sources_", "0 * sources_"),
+        ("no barrier after the shares", GRID, "(sum[j + 1])}});\n    }\n    device::cta_barrier();", "(sum[j + 1])}});\n    }"),
+        (
+            "shares of another source",
+            BACKWARD,
+            "shares<Own::kUnits, Tile::kRows>(k, source)",
+            "shares<Own::kUnits, Tile::kRows>(k, 0)",
+        ),
+    ]
+]
+
+# Kernels of a step share nothing and run one after another: what can go wrong is what they read and write, and the order.
+STEP_TEST = ("tests/emulation/test_stepwise.cpp", STEP_ORDER)
+MUTATIONS += [
+    Mutation(name, file, old, new, ("numbers and rules",), STEP_TEST)
+    for name, file, old, new in [
+        ("the other direction's product", STEPS, "p.product) + (at.direction * s.batch + at.row)", "p.product) + at.row"),
+        ("states of rows that are not active", STEPS, "  if (at.row >= step.active) return;", "  if (at.row >= s.batch) return;"),
+        ("d(h) not handed on", STEPS, "if (direct != nullptr) direct[at.index] = dh;", ""),
+        ("a product that nobody made", STEPS, "if (at.row < p.known[at.direction])", "if (at.row < s.batch)"),
+        ("gradients of the wrong side", STEPS, "gradient.gates[Cell::hidden_side(gate)]", "gradient.gates[gate]"),
+        ("the state after instead of before", STEP_ORDER, "order.rows(d, i - 1)", "order.rows(d, i)"),
+        ("the output's gradient in the other order", STEP_ORDER, "order.time(d, i) *", "i *"),
+        ("no product for the last step back", STEP_ORDER, "dh.known[d] = step.step[d].active;\n  }", "dh.known[d] = 0;\n  }"),
+    ]
+]
+
+RUNTIME = [f"csrc/emulation/{name}.cpp" for name in ("runtime", "collectives", "global_memory")]
 MAIN = ["tests/cpp/main.cpp", "csrc/cpu/dispatch.cpp"]
-FLAGS = ["-std=c++17", "-O1", "-g1", "-DRNNKERNELS_EMULATION_GUARDS"]
-# Flags of the kernels, then of the runtime.
+FLAGS = ["-std=c++17", "-O1", "-g1", "-DRNNKERNELS_EMULATION_GUARDS", "-DRNNKERNELS_TEST_FEW"]
+# Flags of the kernels, then of the runtime. Where nothing is instrumented, compiling is what takes long.
 WAYS = {
-    "numbers and rules": ([], []),
+    "numbers and rules": (["-O0", "-g0"], []),
     "AddressSanitizer": (["-fsanitize=address"], ["-fsanitize=address"]),
     "ThreadSanitizer": (["-fsanitize=thread"], ["-DRNNKERNELS_EMULATION_TSAN"]),
 }
@@ -125,12 +178,12 @@ class Suite:
             self.common[way] = compile_objects(compiler, root, RUNTIME, runtime, directory)
             self.common[way] += compile_objects(compiler, root, MAIN, kernels, directory)
 
-    def notices(self, way, tree):
-        """What the tests of this tree print when they fail, or None when they pass."""
+    def notices(self, way, tree, test=Mutation.test):
+        """What a test of this tree prints when it fails, or None when it passes."""
         kernels, _ = WAYS[way]
-        program = tree / way.replace(" ", "_")
-        source = tree / "tests/emulation/test_mutant.cpp"
-        subprocess.run([self.compiler, *FLAGS, *kernels, source, *self.common[way], "-o", program], check=True)
+        program = tree / (way.replace(" ", "_") + Path(test[0]).stem)
+        sources = [tree / source for source in test]
+        subprocess.run([self.compiler, *FLAGS, *kernels, *sources, *self.common[way], "-o", program], check=True)
         command = ["setarch", "-R", program] if way == "ThreadSanitizer" else [program]
         environment = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
         result = subprocess.run(
@@ -158,7 +211,7 @@ class Suite:
         index, mutation = item
         tree = self.tree(mutation, index)
         for way in mutation.ways:
-            noticed = self.notices(way, tree)
+            noticed = self.notices(way, tree, mutation.test)
             if noticed is not None:
                 return f"{mutation.name}: caught by {way}: {noticed}", True
         return f"{mutation.name}: NOT caught", False
@@ -176,6 +229,10 @@ def main():
             noticed = suite.notices(way, whole)
             if noticed is not None:
                 sys.exit(f"the kernels as they are fail by {way}: {noticed}")
+        for test in (STEP_TEST, GRID_TEST):
+            noticed = suite.notices("numbers and rules", whole, test)
+            if noticed is not None:
+                sys.exit(f"{test[0]} fails on the kernels as they are: {noticed}")
         results = list(pool.map(suite.try_one, enumerate(MUTATIONS)))
     for line, _ in results:
         print(line)

@@ -1,4 +1,5 @@
 // The small kernels around the recurrence, against loops.
+#include <cmath>
 #include <vector>
 
 #include "../../csrc/cuda/auxiliary.h"
@@ -48,6 +49,28 @@ void states() {
   }
 }
 
+template <class S>
+void unprojected() {
+  constexpr int kHidden = 5;
+  constexpr int64_t kRows = 7;
+  using R = Real<S>;
+  std::vector<S> gates(size_t(kRows * kSavedGates * kHidden)), states(size_t(kRows * kHidden) + 1);
+  std::vector<R> cells(size_t(kRows * kHidden));
+  for (size_t i = 0; i < gates.size(); ++i) gates[i] = S(double(i % 13) / 13);
+  for (size_t i = 0; i < cells.size(); ++i) cells[i] = R(double(i % 17) / 4 - 2);
+  states.back() = S(42);
+  const UnprojectedStatesArguments arguments{kHidden, kRows, gates.data(), cells.data(), states.data()};
+  run("unprojected_states", kRows * kHidden, 1, [&] { unprojected_states<S>(arguments); });
+  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t u = 0; u < kHidden; ++u) {
+      const size_t i = size_t(r * kHidden + u);
+      const double o = double(gates[size_t((r * kSavedGates + 3) * kHidden + u)]);
+      CHECK(std::fabs(double(states[i]) - o * std::tanh(double(cells[i]))) < 1e-6, "h before its projection");
+    }
+  }
+  CHECK(states.back() == S(42), "no more than there are");
+}
+
 template <class Cell>
 void biases(const std::vector<int>& hidden_side) {
   constexpr int kHidden = 5, kSlices = 3, kDirections = 2;
@@ -94,4 +117,6 @@ void run_tests() {
   biases<Lstm>({0, 1, 2, 3});
   biases<Gru>({0, 1, 3});  // n's bias of the hidden side is q's
   offsets();
+  unprojected<float>();
+  unprojected<double>();
 }

@@ -137,6 +137,39 @@ void flags() {
   }
 }
 
+// Two words, written in this order by one block and read the other way round by another, which has read both before: how often
+// it finds the second written and the first as it was.
+int overtaken(bool release, bool barrier) {
+  int times = 0;
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    alignas(16) uint32_t first[4] = {}, second[4] = {};
+    uint32_t flag = 0;
+    Launch together = launch(2, 1, seed);
+    together.cooperative = true;
+    const Outcome outcome = rnnkernels::emulation::run(together, [&] {
+      if (device::block_x() == 0) {
+        if (device::thread() == 0) device::store16_relaxed(first, Vector16{{1, 1, 1, 1}});
+        if (barrier) device::cta_barrier();
+        if (device::thread() != 33) return;
+        if (release) device::store_release(&flag, 1);
+        device::store16_relaxed(second, Vector16{{1, 1, 1, 1}});
+      } else if (device::thread() == 0) {
+        if (release) device::wait_for_flag(&flag, 1);
+        while (device::load16_relaxed(second).words[3] == 0) rnnkernels::emulation::spin(0);
+        times += device::load16_relaxed(first).words[0] == 0;
+      }
+    });
+    CHECK(outcome.ok(), "two words: " + outcome.error);
+  }
+  return times;
+}
+
+void words_in_no_order() {
+  CHECK(overtaken(false, true) > 0, "words overtake each other");
+  CHECK(overtaken(true, false) > 0, "a release says nothing of what another thread did since the last barrier");
+  CHECK(overtaken(true, true) == 0, "a release and an acquire order what lies before and behind");
+}
+
 // ---- Numbers -------------------------------------------------------------------------------------------------------
 
 // d = a b by fragments, against the product of whole matrices.
@@ -226,6 +259,7 @@ void run_tests() {
   barriers();
   memory();
   flags();
+  words_in_no_order();
   products();
   numbers();
   seeds();

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "exchange.h"
+#include "grid.h"
 #include "layout.h"
 
 namespace rnnkernels::cuda {
@@ -75,7 +76,7 @@ struct BackwardShared {
   device::Mbarrier* arrived;   // (2)
   Alternating<unsigned char>
       gradients;  // (rows, stride bytes): d(gates) of the hidden side, (G, U) of a row, as the product's operand
-  Alternating<float> shares;             // (C * P, U, kSlotRow): shares of d(h)
+  Alternating<float> shares;             // (C * P, or sums of them, U, kSlotRow): shares of d(h)
   float* bias;                  // (groups, 4, threads)
   Vector16* weights;            // (warps, ...): see ResidentWeights
   int64_t bytes;
@@ -87,10 +88,21 @@ struct BackwardShared {
   RNN_HOST_DEVICE BackwardShared(Carver carver, const Partition& partition, const Division& division)
       : arrived(carver.take<device::Mbarrier>(2)),
         gradients(carver, Tile::kRows * operand_stride(division.windows)),
-        shares(carver, partition.ctas * division.parts * partition.units * kSlotRow) {
+        shares(carver, slots(partition, division) * partition.units * kSlotRow) {
     bias = carver.template take<float>(Own::kGroups * kSavedGates * division.warps * kLanes);
     weights = carver.template take<Vector16>(division.warps * Weights::shared_count(division.passes, division.most_windows()));
     bytes = carver.used();
+  }
+
+ public:
+  // Shares of one element. Those that come through global memory are added up on their way.
+  RNN_HOST_DEVICE static int slots(const Partition& partition, const Division& division) {
+    return Tile::kDirect ? GridScatter::folds(division.warps * kLanes, partition.units, Tile::kRows)
+                         : partition.ctas * division.parts;
+  }
+  // Of global memory in which CTAs of a grid meet, per direction and slice.
+  RNN_HOST_DEVICE static int64_t exchange_bytes(const Partition& partition) {
+    return GridScatter::bytes(partition, Division(partition).parts, Tile::kRows);
   }
 };
 
@@ -110,10 +122,10 @@ class BackwardPass {
       : p_(arguments),
         division_(arguments.partition),
         shared_(device::shared_memory(), arguments.partition),
-        exchange_(arguments.partition, shared_.arrived),
         direction_(device::block_y()),
-        slice_(device::block_x() / arguments.partition.ctas),
+        slice_(arguments.first_slice + device::block_x() / arguments.partition.ctas),
         first_row_(slice_ * Tile::kRows),
+        exchange_(exchange(arguments)),
         first_unit_(exchange_.rank() * arguments.partition.units),
         part_(own_.warp % division_.parts),
         stride_(operand_stride(division_.windows)),
@@ -130,8 +142,9 @@ class BackwardPass {
     if (length > 0) fetch(0);
     RNN_NO_UNROLL
     for (int64_t k = 0; k < length; ++k) {
+      if constexpr (Tile::kDirect) own_.find_again();
       if (k + 2 < length) prefetch(k + 2);
-      if (k > 0) exchange_.wait(k);
+      if (k > 0) receive(k);
       exchange_.expect(k + 1, bytes);
       step(k);
       if ((k + 1) % kStepsPerSum == 0) add_up_bias();
@@ -139,14 +152,17 @@ class BackwardPass {
       if (k + 1 < length) fetch(k + 1);
       multiply_and_send(k);
     }
-    if (length > 0) exchange_.wait(length);
+    if (length > 0) receive(length);
     store_initial_gradients(length);
     store_bias_gradients();
     exchange_.finish();
   }
 
  private:
-  static constexpr int kGroups = Own::kGroups, kTiles = Tile::kColumnTiles, kColumns = Own::kColumns, kGates = Cell::kGates;
+  static constexpr int kGroups = Own::kGroups, kTiles = Own::kTiles, kColumns = Own::kColumns, kGates = Cell::kGates;
+
+  // Of a pass, before they are sent.
+  using Products = float[Tile::kBackwardTiles][Tile::kColumnTiles][4];
 
   // What a step reads from global memory, asked for a step ahead. S, or float for c.
   struct Element {
@@ -158,15 +174,27 @@ class BackwardPass {
     float dc, c, direct_dh;
   };
 
+  RNN_DEVICE Exchange exchange(const BackwardArguments& p) const {
+    if constexpr (Tile::kDirect) {
+      const int64_t bytes = Exchange::bytes(p.partition, division_.parts, Tile::kRows), rows = p.sequence.batch - first_row_;
+      const GridPlace meeting{static_cast<unsigned char*>(p.exchange) + (direction_ * slices() + slice_) * bytes, nullptr,
+                              rows < Tile::kRows ? int(rows) : Tile::kRows};
+      return Exchange(p.partition, meeting, division_.parts);
+    } else {
+      return Exchange(p.partition, shared_.arrived);
+    }
+  }
+
   // ---- Where things are in global memory -----------------------------------------------------------------------------
 
   RNN_DEVICE int hidden() const { return p_.sequence.hidden; }
+  RNN_DEVICE int units_of_cta() const { return Tile::kDirect ? Own::kUnits : p_.partition.units; }
   RNN_DEVICE int unit(int group) const { return first_unit_ + own_.unit(group); }
   RNN_DEVICE int64_t state_index(int tile, int column, int group) const {
     return (direction_ * p_.sequence.batch + first_row_ + own_.row(tile, column)) * hidden() + unit(group);
   }
   RNN_DEVICE bool exists(int tile, int column, int group) const {
-    return first_row_ + own_.row(tile, column) < p_.sequence.batch && unit(group) < hidden();
+    return own_.has_cells() && first_row_ + own_.row(tile, column) < p_.sequence.batch && unit(group) < hidden();
   }
   // The k-th step goes back through the forward recurrence's k-th last.
   RNN_DEVICE int64_t forward_step(int64_t k) const { return steps_.length() - 1 - k; }
@@ -271,7 +299,7 @@ class BackwardPass {
         RNN_UNROLL
         for (int column = 0; column < kColumns; ++column) {
           const int u = unit(group);
-          if (own_.row(tile, column) >= rows.active || u >= h) continue;
+          if (!own_.has_cells() || own_.row(tile, column) >= rows.active || u >= h) continue;
           RNN_UNROLL
           for (int gate = 0; gate < kSavedGates; ++gate)
             device::prefetch(own_.at(gates + gate * h, kSavedGates * h, tile, column, u));
@@ -322,15 +350,25 @@ class BackwardPass {
   RNN_DEVICE float gradient_of_h(int64_t k, int tile, int column, int group) const {
     float sum = carry_[group][tile][column].direct_dh;
     if (k == 0) return sum;
-    const int units = p_.partition.units;
+    const int units = units_of_cta();
     const float* share = shared_.shares[k] + own_.unit(group) * Shared::kSlotRow + own_.row(tile, column);
+    const int slots = Shared::slots(p_.partition, division_);
     RNN_NO_UNROLL
-    for (int source = 0; source < p_.partition.ctas * division_.parts; ++source) sum += share[source * units * Shared::kSlotRow];
+    for (int slot = 0; slot < slots; ++slot) sum += share[slot * units * Shared::kSlotRow];
     return sum;
   }
 
+  RNN_DEVICE void receive(int64_t k) const {
+    if constexpr (Tile::kDirect) {
+      exchange_.template receive<Own::kUnits, Tile::kRows, Shared::kSlotRow>(k, shared_.shares[k]);
+    } else {
+      exchange_.wait(k);
+    }
+  }
+
   RNN_DEVICE void step(int64_t k) {
-    const int units = p_.partition.units;
+    if (!own_.has_cells()) return;
+    const int units = units_of_cta();
     RNN_UNROLL
     for (int group = 0; group < kGroups; ++group) {
       RNN_UNROLL
@@ -391,25 +429,51 @@ class BackwardPass {
 
   RNN_DEVICE void multiply_and_send(int64_t k) {
     const unsigned char* operand = shared_.gradients[k] + own_.g * stride_ + part_ * kWindowBytes + own_.t * 16;
-    const int units = p_.partition.units, source = exchange_.rank() * division_.parts + part_;
     RNN_NO_UNROLL
     for (int pass = 0; pass < division_.passes; ++pass) {
-      float sum[Tile::kBackwardTiles][kTiles][4] = {};
+      Products sum = {};
       weights_.template multiply<Product>(pass, operand, stride_, division_.parts * kWindowBytes, own_.lane, sum);
+      const int first = division_.first_tile(own_.warp, pass) * kTileRows;
+      if constexpr (Tile::kDirect) {
+        send_through_memory(k + 1, first, sum);
+      } else {
+        send_to_owners(k + 1, first, sum);
+      }
+    }
+  }
+
+  // Shares for step k of the units from `first` on, by which all of them are numbered.
+  RNN_DEVICE void send_to_owners(int64_t k, int first, const Products& sum) const {
+    const int units = p_.partition.units, source = exchange_.rank() * division_.parts + part_;
+    RNN_UNROLL
+    for (int tile = 0; tile < Tile::kBackwardTiles; ++tile) {
       RNN_UNROLL
-      for (int tile = 0; tile < Tile::kBackwardTiles; ++tile) {
+      for (int block = 0; block < 2; ++block) {
+        const int unit = first + tile * kTileRows + block * kBlockRows, owner = unit / units;
+        if (owner >= p_.partition.ctas) continue;
+        float* slot = shared_.shares[k] + (source * units + unit % units + own_.g) * Shared::kSlotRow + 2 * own_.t;
         RNN_UNROLL
-        for (int block = 0; block < 2; ++block) {
-          const int first = (division_.first_tile(own_.warp, pass) + tile) * kTileRows + block * kBlockRows;
-          const int owner = first / units;
-          if (owner >= p_.partition.ctas) continue;
-          float* slot = shared_.shares[k + 1] + (source * units + first % units + own_.g) * Shared::kSlotRow + 2 * own_.t;
-          RNN_UNROLL
-          for (int n = 0; n < kTiles; ++n) {
-            const Vector8 pair{{device::bits_of(sum[tile][n][2 * block]), device::bits_of(sum[tile][n][2 * block + 1])}};
-            exchange_.send(k + 1, owner, slot + n * 8, pair);
-          }
+        for (int n = 0; n < Tile::kColumnTiles; ++n) {
+          const Vector8 pair{{device::bits_of(sum[tile][n][2 * block]), device::bits_of(sum[tile][n][2 * block + 1])}};
+          exchange_.send(k, owner, slot + n * 8, pair);
         }
+      }
+    }
+  }
+
+  RNN_DEVICE void send_through_memory(int64_t k, int first, const Products& sum) const {
+    const int source = exchange_.rank() * division_.parts + part_, end = p_.partition.ctas * Own::kUnits - first;
+    float* shares = exchange_.template shares<Own::kUnits, Tile::kRows>(k, source) + (first + own_.g) * Tile::kRows;
+    RNN_UNROLL
+    for (int tile = 0; tile < Tile::kBackwardTiles; ++tile) {
+      RNN_UNROLL
+      for (int block = 0; block < 2; ++block) {
+        const int unit = tile * kTileRows + block * kBlockRows;
+        if (unit >= end) continue;
+        RNN_UNROLL
+        for (int n = 0; n < Tile::kColumnTiles; ++n)
+          exchange_.template send<Tile::kRows>(k, shares, unit, n * 8 + 2 * own_.t, sum[tile][n][2 * block],
+                                               sum[tile][n][2 * block + 1]);
       }
     }
   }
@@ -434,7 +498,7 @@ class BackwardPass {
     }
   }
 
-  // The lanes of a unit differ in t, and in the warp that shares the block: added in that order.
+  // The lanes of a unit differ in t, and in the warps that share the unit but not its rows: added in that order.
   RNN_DEVICE void store_bias_gradients() const {
     float* total = p_.grad_bias + (int64_t(direction_) * slices() + slice_) * kSavedGates * hidden();
     float* partial = shared_.shares[0];
@@ -450,23 +514,28 @@ class BackwardPass {
         if constexpr (Tile::kSplits == 1) {
           if (own_.t == 0 && u < hidden()) total[gate * hidden() + u] = sum;
         } else {
-          float* mine = partial + (own_.unit(group) * kSavedGates + gate);
-          if (own_.t == 0 && own_.split == 1) *mine = sum;
-          device::named_barrier(1 + own_.block, 2 * kLanes);
-          if (own_.t == 0 && own_.split == 0 && u < hidden()) total[gate * hidden() + u] = sum + *mine;
+          const int owner = own_.split % Own::kRowOwners;
+          float* of_unit = partial + (own_.unit(group) * kSavedGates + gate) * Own::kRowOwners;
+          const bool speaks = own_.has_cells() && own_.t == 0;
+          if (speaks) of_unit[owner] = sum;
+          device::named_barrier(1 + own_.block, Tile::kSplits * kLanes);
+          if (!speaks || owner != 0 || u >= hidden()) continue;
+          for (int other = 1; other < Own::kRowOwners; ++other) sum += of_unit[other];
+          total[gate * hidden() + u] = sum;
         }
       }
     }
   }
 
-  RNN_DEVICE int64_t slices() const { return device::grid_x() / p_.partition.ctas; }
+  RNN_DEVICE int64_t slices() const { return (p_.sequence.batch + Tile::kRows - 1) / Tile::kRows; }
 
   const BackwardArguments& p_;
-  const Own own_;
+  Own own_;
   const BackwardDivision<Cell, Product, Tile> division_;
   const Shared shared_;
+  const int direction_, slice_, first_row_;
   const Exchange exchange_;
-  const int direction_, slice_, first_row_, first_unit_, part_, stride_;
+  const int first_unit_, part_, stride_;
   const Steps steps_;
 
   typename Shared::Weights weights_;
@@ -478,7 +547,7 @@ class BackwardPass {
 
 template <class Cell, class Product, class Tile, class Exchange>
 RNN_DEVICE void backward(const BackwardArguments& arguments) {
-  BackwardPass<Cell, Product, Tile, Exchange>(arguments).run();
+  BackwardPass<Cell, Product, Tile, typename Exchange::Backward>(arguments).run();
 }
 
 }  // namespace rnnkernels::cuda

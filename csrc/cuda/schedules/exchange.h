@@ -14,6 +14,8 @@ namespace rnnkernels::cuda {
 class LocalExchange {
  public:
   static constexpr bool kHasMbarriers = false;
+  using Forward = LocalExchange;
+  using Backward = LocalExchange;
 
   RNN_DEVICE LocalExchange(const Partition&, device::Mbarrier*) {}
 
@@ -42,6 +44,8 @@ class LocalExchange {
 class ClusterExchange {
  public:
   static constexpr bool kHasMbarriers = true;
+  using Forward = ClusterExchange;
+  using Backward = ClusterExchange;
 
   // arrived (2): in shared memory.
   RNN_DEVICE ClusterExchange(const Partition& partition, device::Mbarrier* arrived) : arrived_(arrived), ctas_(partition.ctas) {}

@@ -3,10 +3,12 @@
 // CTAs: block_x is slice * ctas + rank, block_y the direction.
 //
 // A step of a warp: wait for h; multiply its weights with it; add the projected input, fetched a step ahead; the cell;
-// send the new h of its units to everybody. Equations: backends/reference.py.
+// send the new h of its units to everybody. In a direct tile (the grid's) all warps of a CTA share its units, each multiplies a
+// part of h as it arrives, and a barrier of the CTA lies between the product and the cell. Equations: backends/reference.py.
 #pragma once
 
 #include "exchange.h"
+#include "grid.h"
 #include "layout.h"
 
 namespace rnnkernels::cuda {
@@ -16,14 +18,14 @@ template <class Cell, class Product, class Tile>
 struct ForwardShared {
   using Operand = typename Product::Operand;
   using Own = Ownership<Cell, Tile>;
-  using Weights = ResidentWeights<Cell::kGates * Own::kGroups / 2, Tile::kForwardWindows>;
+  using Weights = ResidentWeights<Own::kMatrixTiles, Tile::kForwardWindows>;
 
-  static constexpr int kStagedRows = Tile::kRows / Tile::kSplits;  // of a warp
+  static constexpr int kStaged = Own::kStagedRows * Own::kGroups * 8;  // of a warp
 
   device::Mbarrier* arrived;  // (2)
-  Alternating<unsigned char> h;  // (rows, stride bytes): h of all units, as the product's operand
-  Operand* staging;           // (warps, 2, staged rows, units of a warp): the warp's new h
-  float* partial;             // (warps, 2, tiles, column tiles, 2, 32): sums for the warp that shares the units
+  Alternating<unsigned char> h;  // (rows, stride bytes): h of all units, as the product's operand; none in a direct tile
+  Operand* staging;           // (warps, 2, staged rows, own units): the warp's new h
+  float* partial;             // (warps, kPartials, tiles, column tiles, 2 or 4, 32): sums for the warps that share the units
   Vector16* weights;          // (warps, ...): see ResidentWeights
   int64_t bytes;
 
@@ -31,16 +33,19 @@ struct ForwardShared {
 
  private:
   RNN_HOST_DEVICE ForwardShared(Carver carver, const Partition& partition)
-      : arrived(carver.take<device::Mbarrier>(2)), h(carver, Tile::kRows * operand_stride(all_windows(partition))) {
+      : arrived(carver.take<device::Mbarrier>(2)), h(carver, Tile::kDirect ? 0 : Tile::kRows * operand_stride(all_windows(partition))) {
     const int warps = Own::warps(partition.units);
-    staging = carver.template take<Operand>(warps * 2 * kStagedRows * Own::kUnits);
-    partial = carver.template take<float>(Tile::kSplits == 1 ? 0 : warps * kPartial * 2);
+    staging = carver.template take<Operand>(warps * 2 * kStaged);
+    partial = carver.template take<float>(Tile::kSplits == 1 ? 0 : warps * kPartial * kPartials);
     weights = carver.template take<Vector16>(warps * Weights::shared_count(1, most_windows(partition)));
     bytes = carver.used();
   }
 
  public:
-  static constexpr int kPartial = Cell::kGates * Own::kGroups / 2 * Tile::kColumnTiles * 2 * kLanes;
+  // Of two warps each has the other's half of the sums, of more each has all.
+  // Two take turns, where there is room for two: one costs a second barrier per step.
+  static constexpr int kPartials = Tile::kDirect && Tile::kUnitGroups >= 4 ? 1 : 2;
+  static constexpr int kPartial = Own::kMatrixTiles * Tile::kColumnTiles * (Tile::kDirect ? 4 : 2) * kLanes;
 
   RNN_HOST_DEVICE static int all_windows(const Partition& partition) {
     return ceil_divide(partition.ctas * partition.units, kWindow<Product>);
@@ -50,10 +55,15 @@ struct ForwardShared {
     return ceil_divide(all_windows(partition), Tile::kSplits);
   }
 
+  // Of global memory in which CTAs of a grid meet, per direction and slice.
+  template <class Exchange = GridExchange>
+  RNN_HOST_DEVICE static int64_t exchange_bytes(const Partition& partition) {
+    return Exchange::Forward::bytes(Tile::kColumnTiles, all_windows(partition));
+  }
+
   // Vectors of packed weights of a direction.
   RNN_HOST_DEVICE static int64_t packed_count(const Partition& partition) {
-    return int64_t(partition.ctas) * Own::warps(partition.units) * most_windows(partition) * (Cell::kGates * Own::kGroups) *
-           kLanes;
+    return int64_t(partition.ctas) * Own::warps(partition.units) * most_windows(partition) * (Own::kMatrixTiles * 2) * kLanes;
   }
 };
 
@@ -67,8 +77,7 @@ RNN_DEVICE void pack_forward(const PackArguments& p) {
   const int64_t i = int64_t(device::block_x()) * device::threads() + device::thread();
   if (i >= Shared::packed_count(p.partition)) return;
   const int h = p.hidden, direction = device::block_y();
-  const PackedPlace place(i, Own::warps(p.partition.units), 1, Shared::most_windows(p.partition),
-                          Cell::kGates * Own::kGroups / 2);
+  const PackedPlace place(i, Own::warps(p.partition.units), 1, Shared::most_windows(p.partition), Own::kMatrixTiles);
   const int index = 2 * place.tile + place.block, group = index / Cell::kGates, gate = index % Cell::kGates;
   const int split = place.warp % Tile::kSplits, block = place.warp / Tile::kSplits;
   const int unit = place.rank * p.partition.units + block * Own::kUnits + group * kBlockRows + place.lane / 4;
@@ -90,12 +99,13 @@ class ForwardPass {
   RNN_DEVICE explicit ForwardPass(const ForwardArguments& arguments)
       : p_(arguments),
         shared_(device::shared_memory(), arguments.partition),
-        exchange_(arguments.partition, shared_.arrived),
+        slice_(arguments.first_slice + device::block_x() / arguments.partition.ctas),
         direction_(device::block_y()),
-        first_row_(device::block_x() / arguments.partition.ctas * Tile::kRows),
-        first_unit_(exchange_.rank() * arguments.partition.units),
+        first_row_(slice_ * Tile::kRows),
         windows_(Shared::all_windows(arguments.partition)),
         stride_(operand_stride(windows_)),
+        exchange_(exchange(arguments)),
+        first_unit_(exchange_.rank() * arguments.partition.units),
         steps_(arguments.sequence, first_row_, direction_ == 1) {}
 
   RNN_DEVICE void run() {
@@ -103,20 +113,26 @@ class ForwardPass {
     load_biases();
     load_states();
     exchange_.start();
+    if constexpr (Tile::kDirect) {
+      stage(0);
+      send(0);
+    }
     const int64_t length = steps_.length();
     const int bytes = p_.partition.ctas * p_.partition.units * Tile::kRows * int(sizeof(Operand));
     if (length > 0) fetch(0);
     RNN_NO_UNROLL
     for (int64_t k = 0; k < length; ++k) {
       const bool last = k + 1 == length;
+      if constexpr (Tile::kDirect) own_.find_again();
       if (k + 2 < length) prefetch(k + 2);
       if (k > 0) exchange_.wait(k);
       if (!last) exchange_.expect(k + 1, bytes);
-      float sum[kMatrixTiles][kTiles][4] = {};
-      multiply(k, sum);
-      step(k, sum);
+      Products products;
+      multiply(k, products);
+      step(products);
       if (last) break;
-      send(k);
+      stage(k + 1);
+      send(k + 1);
       fetch(k + 1);
     }
     store_final_states();
@@ -124,8 +140,25 @@ class ForwardPass {
   }
 
  private:
-  static constexpr int kGroups = Own::kGroups, kTiles = Tile::kColumnTiles, kColumns = Own::kColumns, kGates = Cell::kGates;
-  static constexpr int kMatrixTiles = kGates * kGroups / 2;
+  static constexpr int kGroups = Own::kGroups, kTiles = Own::kTiles, kColumns = Own::kColumns, kGates = Cell::kGates;
+  static constexpr int kMatrixTiles = Own::kMatrixTiles, kColumnTiles = Tile::kColumnTiles;
+  static constexpr int kAhead = ceil_divide(4, kColumnTiles);  // windows of an arriving operand
+
+  // W_hh h of own cells.
+  using Products = float[kGroups][kTiles][kColumns][kGates];
+
+  RNN_DEVICE Exchange exchange(const ForwardArguments& p) const {
+    if constexpr (Tile::kDirect) {
+      const int64_t slices = (p.sequence.batch + Tile::kRows - 1) / Tile::kRows, place = direction_ * slices + slice_;
+      const int64_t rows = p.sequence.batch - first_row_;
+      const GridPlace meeting{static_cast<unsigned char*>(p.exchange) + place * Exchange::bytes(kColumnTiles, windows_),
+                              p.flags + place * p.partition.ctas, rows < Tile::kRows ? int(rows) : Tile::kRows};
+      return Exchange(p.partition, meeting, kColumnTiles, windows_,
+                      p.partition.ctas * p.partition.units * int(sizeof(Operand)));
+    } else {
+      return Exchange(p.partition, shared_.arrived);
+    }
+  }
 
   // ---- Where things are in global memory; d the direction, n the batch row, r the row of all steps' ------------------
 
@@ -135,7 +168,7 @@ class ForwardPass {
     return (direction_ * p_.sequence.batch + first_row_ + own_.row(tile, column)) * hidden() + unit(group);
   }
   RNN_DEVICE bool exists(int tile, int column, int group) const {
-    return first_row_ + own_.row(tile, column) < p_.sequence.batch && unit(group) < hidden();
+    return own_.has_cells() && first_row_ + own_.row(tile, column) < p_.sequence.batch && unit(group) < hidden();
   }
 
   // ---- Before the first step -----------------------------------------------------------------------------------------
@@ -164,7 +197,7 @@ class ForwardPass {
     }
   }
 
-  // Own states to registers; everybody's h0 to the first buffer; zeros where both buffers have no unit.
+  // Own states to registers; unless it is sent, everybody's h0 to the first buffer, and zeros where both have no unit.
   RNN_DEVICE void load_states() {
     const S* h0 = static_cast<const S*>(p_.h0);
     const S* c0 = static_cast<const S*>(p_.c0);
@@ -183,6 +216,7 @@ class ForwardPass {
         }
       }
     }
+    if constexpr (Tile::kDirect) return;
     const int width = windows_ * kWindow<Product>;
     RNN_NO_UNROLL
     for (int i = device::thread(); i < Tile::kRows * width; i += device::threads()) {
@@ -227,7 +261,7 @@ class ForwardPass {
         RNN_UNROLL
         for (int column = 0; column < kColumns; ++column) {
           const int u = unit(group);
-          const bool inside = own_.row(tile, column) < rows.active && u < hidden();
+          const bool inside = own_.has_cells() && own_.row(tile, column) < rows.active && u < hidden();
           RNN_UNROLL
           for (int gate = 0; gate < kGates; ++gate)
             use(group, tile, column, gate,
@@ -237,35 +271,86 @@ class ForwardPass {
     }
   }
 
-  // W_hh h of the warp's blocks; afterwards the lane has whole sums for its own columns.
-  RNN_DEVICE void multiply(int64_t k, float (&sum)[kMatrixTiles][kTiles][4]) {
+  RNN_DEVICE void multiply(int64_t k, Products& products) {
+    float sum[kMatrixTiles][kColumnTiles][4] = {};
+    if constexpr (Tile::kDirect) {
+      const typename Exchange::template Arriving<Tile::kSplits> h(exchange_, k, own_.split, own_.g, own_.t);
+      weights_.template multiply_arriving<Product, kAhead>(h, own_.lane, sum);
+      gather_parts(k, sum, products);
+      return;
+    }
     const unsigned char* operand = shared_.h[k] + own_.g * stride_ + own_.split * kWindowBytes + own_.t * 16;
     weights_.template multiply<Product>(0, operand, stride_, Tile::kSplits * kWindowBytes, own_.lane, sum);
-    if constexpr (Tile::kSplits == 2) {
-      // The other warp of the block gets its columns' sums over our half of K, we get ours over its half. Two buffers:
-      // nobody writes one again before the other has passed the next step's barrier.
-      float* mine = shared_.partial + (own_.warp * 2 + k % 2) * Shared::kPartial + own_.lane;
-      const float* other = shared_.partial + ((own_.warp ^ 1) * 2 + k % 2) * Shared::kPartial + own_.lane;
+    if constexpr (Tile::kSplits == 2) exchange_halves(k, sum);
+    each_product(products, [&](int matrix_tile, int tile, int row_block, int column, float& product) {
+      product = sum[matrix_tile][tile][2 * row_block + (Tile::kSplits == 2 ? 0 : column)];
+    });
+  }
+
+  // use(tile of 16 rows, column tile, block of its rows, column, product) for the products of own cells.
+  template <class Use>
+  RNN_DEVICE void each_product(Products& products, const Use& use) const {
+    RNN_UNROLL
+    for (int group = 0; group < kGroups; ++group) {
       RNN_UNROLL
-      for (int i = 0; i < kMatrixTiles * kTiles * 2; ++i)
-        mine[i * kLanes] = own_.split == 0 ? pair(sum, i)[1] : pair(sum, i)[0];
-      device::named_barrier(1 + own_.block, 2 * kLanes);
-      RNN_UNROLL
-      for (int i = 0; i < kMatrixTiles * kTiles * 2; ++i) {
-        const float theirs = other[i * kLanes];
-        // In the order of K's halves, whoever adds.
-        pair(sum, i)[0] = own_.split == 0 ? pair(sum, i)[0] + theirs : theirs + pair(sum, i)[1];
+      for (int tile = 0; tile < kTiles; ++tile) {
+        RNN_UNROLL
+        for (int column = 0; column < kColumns; ++column) {
+          RNN_UNROLL
+          for (int gate = 0; gate < kGates; ++gate) {
+            const int block = own_.unit_group(group) * kGates + gate;
+            use(block / 2, own_.column_tile(tile), block % 2, own_.column(column), products[group][tile][column][gate]);
+          }
+        }
       }
     }
   }
 
-  // The i-th pair of sums that differ in the column only.
-  RNN_DEVICE static float* pair(float (&sum)[kMatrixTiles][kTiles][4], int i) {
-    return &sum[i / 2 / kTiles][i / 2 % kTiles][i % 2 * 2];
+  // The other warp of the block gets its columns' sums over our half of K, we get ours over its half; ours come first then in
+  // each pair. Two buffers: nobody writes one again before the other has passed the next step's barrier.
+  RNN_DEVICE void exchange_halves(int64_t k, float (&sum)[kMatrixTiles][kColumnTiles][4]) const {
+    float* mine = partial(own_.warp, k);
+    const float* other = partial(own_.warp ^ 1, k);
+    RNN_UNROLL
+    for (int i = 0; i < kMatrixTiles * kColumnTiles * 2; ++i)
+      mine[i * kLanes] = own_.split == 0 ? pair(sum, i)[1] : pair(sum, i)[0];
+    device::named_barrier(1 + own_.block, 2 * kLanes);
+    RNN_UNROLL
+    for (int i = 0; i < kMatrixTiles * kColumnTiles * 2; ++i) {
+      const float theirs = other[i * kLanes];
+      // In the order of K's halves, whoever adds.
+      pair(sum, i)[0] = own_.split == 0 ? pair(sum, i)[0] + theirs : theirs + pair(sum, i)[1];
+    }
   }
 
-  RNN_DEVICE void step(int64_t k, const float (&sum)[kMatrixTiles][kTiles][4]) {
-    Operand* staged = staging(k);
+  // Likewise among all warps of the CTA, whoever has cells: the sums over K's parts in their order.
+  RNN_DEVICE void gather_parts(int64_t k, const float (&sum)[kMatrixTiles][kColumnTiles][4], Products& products) const {
+    float* mine = partial(own_.warp, k);
+    RNN_UNROLL
+    for (int i = 0; i < kMatrixTiles * kColumnTiles * 4; ++i) mine[i * kLanes] = sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4];
+    device::cta_barrier();
+    exchange_.release(k);
+    if (own_.has_cells()) {
+      each_product(products, [&](int matrix_tile, int tile, int row_block, int column, float& product) {
+        const float* part = partial(0, k) + ((matrix_tile * kColumnTiles + tile) * 4 + 2 * row_block + column) * kLanes;
+        product = part[0];
+        RNN_UNROLL
+        for (int split = 1; split < Tile::kSplits; ++split) product += part[split * Shared::kPartials * Shared::kPartial];
+      });
+    }
+    if constexpr (Shared::kPartials == 1) device::cta_barrier();
+  }
+
+  RNN_DEVICE float* partial(int warp, int64_t k) const {
+    return shared_.partial + (warp * Shared::kPartials + k % Shared::kPartials) * Shared::kPartial + own_.lane;
+  }
+  // The i-th pair of sums that differ in the column only.
+  RNN_DEVICE static float* pair(float (&sum)[kMatrixTiles][kColumnTiles][4], int i) {
+    return &sum[i / 2 / kColumnTiles][i / 2 % kColumnTiles][i % 2 * 2];
+  }
+
+  RNN_DEVICE void step(const Products& products) {
+    if (!own_.has_cells()) return;
     RNN_UNROLL
     for (int group = 0; group < kGroups; ++group) {
       RNN_UNROLL
@@ -275,18 +360,11 @@ class ForwardPass {
           State& state = state_[group][tile][column];
           const int u = unit(group);
           if (own_.row(tile, column) < rows_.active && u < hidden()) {
-            float x[kGates], products[kGates], saved[kSavedGates];
-            RNN_UNROLL
-            for (int gate = 0; gate < kGates; ++gate) {
-              const int block = group * kGates + gate;
-              x[gate] = fetched_[group][tile][column][gate];
-              products[gate] = sum[block / 2][tile][block % 2 * 2 + column];
-            }
-            Cell::forward(x, products, bias_[group], state, saved);
+            float saved[kSavedGates];
+            Cell::forward(fetched_[group][tile][column], products[group][tile][column], bias_[group], state, saved);
             store(tile, column, u, saved, state);
           }
           // Of sequences that are not active the state stays as it is: they may become so.
-          staged[staged_row(tile, column) * Own::kUnits + group * 8 + own_.g] = Product::operand(state.h);
         }
       }
     }
@@ -307,25 +385,43 @@ class ForwardPass {
 
   // ---- The new h to everybody ----------------------------------------------------------------------------------------
 
-  RNN_DEVICE Operand* staging(int64_t k) const {
-    return shared_.staging + (own_.warp * 2 + k % 2) * Shared::kStagedRows * Own::kUnits;
-  }
-  // A warp that shares its units has every other row of the slice.
-  RNN_DEVICE int staged_row(int tile, int column) const { return own_.row(tile, column) / Tile::kSplits; }
-
   // Through the warp's staging rows, so that 16 bytes go at a time. Two of them alternate: when a lane passes the next
   // step's barrier, all lanes have read this step's.
+  RNN_DEVICE Operand* staging(int64_t k) const { return shared_.staging + (own_.warp * 2 + k % 2) * Shared::kStaged; }
+
+  RNN_DEVICE void stage(int64_t k) const {
+    if (!own_.has_cells()) return;
+    Operand* staged = staging(k);
+    RNN_UNROLL
+    for (int group = 0; group < kGroups; ++group) {
+      RNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        RNN_UNROLL
+        for (int column = 0; column < kColumns; ++column)
+          staged[own_.staged_row(tile, column) * (kGroups * 8) + group * 8 + own_.g] =
+              Product::operand(state_[group][tile][column].h);
+      }
+    }
+  }
+
   RNN_DEVICE void send(int64_t k) {
-    constexpr int kRowBytes = Own::kUnits * int(sizeof(Operand)), kChunks = Shared::kStagedRows * kRowBytes / 16;
+    if (!own_.has_cells()) return;
+    constexpr int kGroupBytes = 8 * int(sizeof(Operand)), kRowBytes = kGroups * kGroupBytes;
+    constexpr int kChunks = Own::kStagedRows * kRowBytes / 16;
     const auto* staged = reinterpret_cast<const unsigned char*>(staging(k));
     device::warp_barrier();
     RNN_NO_UNROLL
     for (int i = own_.lane; i < kChunks * exchange_.copies(); i += kLanes) {
-      const int chunk = i % kChunks, row = chunk / (kRowBytes / 16) * Tile::kSplits + own_.split;
+      const int chunk = i % kChunks, row = own_.row_of_staged(chunk / (kRowBytes / 16)), staged_byte = chunk * 16 % kRowBytes;
+      const int group = own_.unit_group(staged_byte / kGroupBytes);
       const int first = first_unit_ + own_.block * Own::kUnits;
-      unsigned char* destination =
-          shared_.h[k + 1] + row * stride_ + first * int(sizeof(Operand)) + chunk % (kRowBytes / 16) * 16;
-      exchange_.send(k + 1, i / kChunks, destination, device::load16(staged + chunk * 16));
+      const int byte = first * int(sizeof(Operand)) + group * kGroupBytes + staged_byte % kGroupBytes;
+      const Vector16 value = device::load16(staged + chunk * 16);
+      if constexpr (Tile::kDirect) {
+        exchange_.send(k, row, byte, value);
+      } else {
+        exchange_.send(k, i / kChunks, shared_.h[k] + row * stride_ + byte, value);
+      }
     }
   }
 
@@ -348,10 +444,11 @@ class ForwardPass {
   }
 
   const ForwardArguments& p_;
-  const Own own_;
+  Own own_;
   const Shared shared_;
+  const int slice_, direction_, first_row_, windows_, stride_;
   const Exchange exchange_;
-  const int direction_, first_row_, first_unit_, windows_, stride_;
+  const int first_unit_;
   const Steps steps_;
 
   typename Shared::Weights weights_;
@@ -363,7 +460,7 @@ class ForwardPass {
 
 template <class Cell, class Product, class Tile, class Exchange>
 RNN_DEVICE void forward(const ForwardArguments& arguments) {
-  ForwardPass<Cell, Product, Tile, Exchange>(arguments).run();
+  ForwardPass<Cell, Product, Tile, typename Exchange::Forward>(arguments).run();
 }
 
 }  // namespace rnnkernels::cuda

@@ -15,28 +15,25 @@ namespace rnnkernels::cuda {
 // A CTA has at most this many warps, so that each thread may have nearly all 255 registers: weights want to be in them.
 inline constexpr int kMostWarps = 8;
 
+RNN_HOST_DEVICE constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
+RNN_HOST_DEVICE constexpr int least(int a, int b) { return a < b ? a : b; }
+
 // Sizes known at compile time, since they are registers.
 template <int kColumnTiles_, int kUnitGroups_, int kSplits_, int kForwardWindows_, int kBackwardTiles_, int kBackwardWindows_>
 struct Tile {
   static constexpr int kColumnTiles = kColumnTiles_;          // batch rows of a slice, in eights
   static constexpr int kUnitGroups = kUnitGroups_;            // units of a warp, in eights; even for GRU
-  static constexpr int kSplits = kSplits_;                    // warps that share K for the same units, forward: 1 or 2
+  static constexpr int kSplits = kSplits_;                    // warps that share K for the same units, forward: 1, 2, 4, 8
   static constexpr int kForwardWindows = kForwardWindows_;    // of the weights' rows in registers, forward
   static constexpr int kBackwardTiles = kBackwardTiles_;      // of 16 rows of W_hh^T in registers, backward
   static constexpr int kBackwardWindows = kBackwardWindows_;  // of those rows in registers, backward
   static constexpr int kRows = 8 * kColumnTiles;
+  // All warps of a CTA share its units: each element of h is read by one warp, and need not lie in shared memory for others.
+  static constexpr bool kDirect = kSplits > 2;
 };
-
-RNN_HOST_DEVICE constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
 
 // Rows of operands are this far apart: eight lanes that read two rows at once, 16 bytes each, meet all 32 banks.
 RNN_HOST_DEVICE constexpr int operand_stride(int windows) { return (windows + (windows % 2 == 0 ? 1 : 0)) * kWindowBytes; }
-
-// A step's rows, and where the first of the slice lies among all steps' rows.
-struct StepRows {
-  int64_t first;
-  int active;
-};
 
 // Hands out shared memory; from a null base it only counts.
 class Carver {
@@ -72,29 +69,67 @@ struct Alternating {
   RNN_DEVICE T* operator[](int64_t k) const { return first + (k % 2 == 0 ? 0 : distance); }
 };
 
-// The share of a thread.
+// The share of a thread. Warps that share units divide the cells among them, by columns, then column tiles, then unit
+// groups; where that does not go far enough the last warps have none.
 template <class Cell, class Tile>
 struct Ownership {
-  static constexpr int kGroups = Tile::kUnitGroups;
-  static_assert(Cell::kGates * kGroups % 2 == 0, "blocks of 8 rows come in pairs");
-  static constexpr int kUnits = 8 * kGroups;  // of a warp
-  static constexpr int kColumns = 2 / Tile::kSplits;
+  static_assert(Cell::kGates * Tile::kUnitGroups % 2 == 0, "blocks of 8 rows come in pairs");
+  static constexpr int kUnits = 8 * Tile::kUnitGroups;                        // of a warp
+  static constexpr int kMatrixTiles = Cell::kGates * Tile::kUnitGroups / 2;   // of a warp: 16 rows of W_hh each
+  static constexpr int kColumnOwners = Tile::kSplits == 1 ? 1 : 2;
+  static constexpr int kTileOwners = least(Tile::kSplits / kColumnOwners, Tile::kColumnTiles);
+  static constexpr int kRowOwners = kColumnOwners * kTileOwners;
+  static constexpr int kGroupOwners = least(Tile::kSplits / kRowOwners, Tile::kUnitGroups);
+  static constexpr int kOwners = kRowOwners * kGroupOwners;
+  // Of a lane: its cells are these times each other.
+  static constexpr int kGroups = Tile::kUnitGroups / kGroupOwners;
+  static constexpr int kTiles = Tile::kColumnTiles / kTileOwners;
+  static constexpr int kColumns = 2 / kColumnOwners;
+  static constexpr int kStagedRows = kTiles * 8 / kColumnOwners;  // of a warp
 
   int warp, lane, g, t, block, split;
 
-  RNN_DEVICE Ownership() {
-    warp = device::thread() / kLanes;
-    lane = device::thread() % kLanes;
+  RNN_DEVICE Ownership() { find(device::thread()); }
+  // The same again, in a way that the compiler does not see through: what is derived from it is not kept from step to step,
+  // where that needs more registers than there are.
+  RNN_DEVICE void find_again() { find(device::opaque(device::thread())); }
+
+ private:
+  RNN_DEVICE void find(int thread) {
+    warp = thread / kLanes;
+    lane = thread % kLanes;
     g = lane / 4;
     t = lane % 4;
     block = warp / Tile::kSplits;
     split = warp % Tile::kSplits;
   }
+
+ public:
+  RNN_DEVICE bool has_cells() const { return kOwners == Tile::kSplits || split < kOwners; }
+  // Of all warps' column tiles and unit groups, those of this one.
+  RNN_DEVICE int column_tile(int tile) const {
+    return kTileOwners == 1 ? tile : tile * kTileOwners + split / kColumnOwners % kTileOwners;
+  }
+  RNN_DEVICE int unit_group(int group) const { return kGroupOwners == 1 ? group : group * kGroupOwners + split / kRowOwners; }
+  RNN_DEVICE int column(int column) const { return kColumnOwners == 1 ? column : split % 2; }
   // Within the CTA, within the slice.
-  RNN_DEVICE int unit(int group) const { return block * kUnits + group * 8 + g; }
-  RNN_DEVICE int first_row() const { return 2 * t + (Tile::kSplits == 1 ? 0 : split); }
-  RNN_DEVICE static constexpr int row_after_first(int tile, int column) { return tile * 8 + column; }
+  RNN_DEVICE int unit(int group) const {
+    return block * kUnits + (kGroupOwners == 1 ? 0 : split / kRowOwners * 8) + group * (8 * kGroupOwners) + g;
+  }
+  RNN_DEVICE int first_row() const {
+    return 2 * t + (kColumnOwners == 1 ? 0 : split % 2) + (kTileOwners == 1 ? 0 : split / 2 % kTileOwners * 8);
+  }
+  RNN_DEVICE static constexpr int row_after_first(int tile, int column) { return tile * (8 * kTileOwners) + column; }
   RNN_DEVICE int row(int tile, int column) const { return first_row() + row_after_first(tile, column); }
+
+  // A warp's rows without those between them, and back.
+  RNN_DEVICE int staged_row(int tile, int column) const {
+    return kColumnOwners == 1 ? tile * 8 + 2 * t + column : tile * 4 + t;
+  }
+  RNN_DEVICE int row_of_staged(int staged) const {
+    if constexpr (kColumnOwners == 1) return staged;
+    return column_tile(staged / 4) * 8 + staged % 4 * 2 + split % 2;
+  }
 
   // Element `unit` of an own row of a matrix in global memory, whose slice begins at `first`, with rows of `width` elements.
   // All threads have the same address but for one int, which the columns share: registers are scarce.
@@ -239,17 +274,57 @@ struct ResidentWeights {
     RNN_NO_UNROLL
     for (int window = pass == 0 ? kRegisterWindows : 0; window < windows; ++window) {
       load_columns(operand + window * window_stride, stride, columns);
+      multiply_shared<Product>(pass, window, lane, columns, sum);
+    }
+  }
+
+  // The same for an operand that is still arriving from other CTAs: kAhead windows are asked for before the first is awaited.
+  template <class Product, int kAhead, int kColumnTiles, class Arriving>
+  RNN_DEVICE void multiply_arriving(const Arriving& operand, int lane, float (&sum)[kTiles][kColumnTiles][4]) const {
+    Vector16 columns[kAhead][kColumnTiles];
+    RNN_UNROLL
+    for (int window = 0; window < kAhead; ++window)
+      if (window < windows) operand.ask(window, columns[window]);
+    RNN_UNROLL
+    for (int window = 0; window < kRegisterWindows; ++window) {
+      if (window >= windows) break;
+      operand.await(window, columns[window % kAhead]);
       RNN_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
-        const Vector16 low = device::load16(at(pass, window, tile, 0, lane));
-        const Vector16 high = device::load16(at(pass, window, tile, 1, lane));
         RNN_UNROLL
-        for (int n = 0; n < kColumnTiles; ++n) multiply_window<Product>(sum[tile][n], low, high, columns[n]);
+        for (int n = 0; n < kColumnTiles; ++n)
+          multiply_window<Product>(sum[tile][n], registers[tile][window][0], registers[tile][window][1],
+                                   columns[window % kAhead][n]);
+      }
+      if (window + kAhead < windows) operand.ask(window + kAhead, columns[window % kAhead]);
+    }
+    RNN_NO_UNROLL
+    for (int first = kRegisterWindows; first < windows; first += kAhead) {
+      RNN_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        const int window = first + i;
+        if (window >= windows) break;
+        Vector16(&own)[kColumnTiles] = columns[(kRegisterWindows + i) % kAhead];
+        operand.await(window, own);
+        multiply_shared<Product>(0, window, lane, own, sum);
+        if (window + kAhead < windows) operand.ask(window + kAhead, own);
       }
     }
   }
 
  private:
+  template <class Product, int kColumnTiles>
+  RNN_DEVICE void multiply_shared(int pass, int window, int lane, const Vector16 (&columns)[kColumnTiles],
+                                  float (&sum)[kTiles][kColumnTiles][4]) const {
+    RNN_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const Vector16 low = device::load16(at(pass, window, tile, 0, lane));
+      const Vector16 high = device::load16(at(pass, window, tile, 1, lane));
+      RNN_UNROLL
+      for (int n = 0; n < kColumnTiles; ++n) multiply_window<Product>(sum[tile][n], low, high, columns[n]);
+    }
+  }
+
   template <int kColumnTiles>
   RNN_DEVICE static void load_columns(const unsigned char* operand, int stride, Vector16 (&columns)[kColumnTiles]) {
     RNN_UNROLL

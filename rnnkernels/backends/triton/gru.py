@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...layout import DirectionWeights, split_directions, state_dtype
+from ...precision import of_library_products
 from ..reference import accepts_one_step
 from .checks import check_backward, check_forward
 from .plan import Tiling, Workload
@@ -23,7 +24,6 @@ from .sequence import (
     elementwise,
     matmul,
     project_input,
-    rnn_precision,
     run_in_tiles,
     stacked,
     sum_products,
@@ -244,7 +244,7 @@ def forward(
     gates = input.new_empty((D, *input.shape[:-1], 4, H) if save_for_backward else 0)
     if steps.n_rows == 0 or H == 0:
         return output, h0.clone(), gates
-    with rnn_precision(input):
+    with of_library_products(input):
         x_gates = project_input(input.reshape(steps.n_rows, -1), [w.w_ih for w in directions])
         bias = _bias(directions, H, state_dtype(input.dtype))
         work = workload("gru", input, steps, H, D, projected=False, backward=False)
@@ -540,7 +540,7 @@ def backward(
         d_weights = [torch.zeros_like(w) for w in weights if needs_weight_grads]
         return input.new_zeros(input.shape if needs_input_grad else 0), d_h_n.clone(), d_weights
     d_gates = input.new_empty(D, steps.n_rows, 4, H)
-    with rnn_precision(input):
+    with of_library_products(input):
         work = workload("gru", input, steps, H, D, projected=False, backward=True)
         tiling = tiling_for(work, input)
         if tiling.schedule == "stepwise":

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...layout import DirectionWeights, split_directions, state_dtype
+from ...precision import of_library_products
 from ..reference import accepts_one_step
 from .checks import check_backward, check_forward
 from .plan import Tiling, Workload
@@ -23,7 +24,6 @@ from .sequence import (
     elementwise,
     matmul,
     project_input,
-    rnn_precision,
     run_in_tiles,
     stacked,
     sum_products,
@@ -267,7 +267,7 @@ def forward(
     cells = input.new_empty((*shape, H) if save_for_backward else 0, dtype=dtype)
     if steps.n_rows == 0 or H == 0:
         return output, h0.clone(), c0.clone(), gates, cells
-    with rnn_precision(input):
+    with of_library_products(input):
         x_gates = project_input(input.reshape(steps.n_rows, -1), [w.w_ih for w in directions])
         bias = _bias(directions, H, dtype)
         work = workload("lstm", input, steps, H, D, has_projection, backward=False)
@@ -592,7 +592,7 @@ def backward(
         return input.new_zeros(input.shape if needs_input_grad else 0), d_h_n.clone(), d_c_n.clone(), d_weights
     d_gates = input.new_empty(D, steps.n_rows, 4, H)
     d_projected = input.new_empty((D, steps.n_rows, P) if has_projection else 0)
-    with rnn_precision(input):
+    with of_library_products(input):
         work = workload("lstm", input, steps, H, D, has_projection, backward=True)
         tiling = tiling_for(work, input)
         if tiling.schedule == "stepwise":

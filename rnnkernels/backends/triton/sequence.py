@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from ...layout import state_dtype
+from ...precision import allows_tf32
 from . import interpreted, tuning
 from .plan import Device, Tiling, Workload
 
@@ -72,30 +73,13 @@ class Steps:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How recurrent products of a dtype are computed. float32 follows torch's switch for recurrent layers,
-    ``torch.backends.cudnn.rnn.fp32_precision``: TF32 where it allows it (its default), else three TF32 products, which are as
-    exact as one in float32 and run on the same units."""
+    """How recurrent products of a dtype are computed. float32 follows torch's switch (:mod:`rnnkernels.precision`): TF32 where it
+    allows it, else three TF32 products, which are as exact as one in float32 and run on the same units."""
     if dtype != torch.float32:
         return "ieee"
     if torch.version.hip is not None:
         return "ieee"  # AMD's matrix units multiply float32
-    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "tf32x3"
-
-
-@contextmanager
-def rnn_precision(tensor: Tensor):
-    """Let library products follow the switch for recurrent layers, as cuDNN's own do, instead of the one for matrix products."""
-    switch = torch.backends.cuda.matmul
-    wanted = "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
-    before = switch.fp32_precision
-    if not tensor.is_cuda or tensor.dtype != torch.float32 or before == wanted:
-        yield
-        return
-    switch.fp32_precision = wanted
-    try:
-        yield
-    finally:
-        switch.fp32_precision = before
+    return "tf32" if allows_tf32() else "tf32x3"
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

@@ -4,6 +4,9 @@ A measurement holds for one GPU, one version of Triton and one :func:`key`: cell
 and batch in classes. It is taken by :func:`tune`, from :func:`rnnkernels.triton_warmup` or, with the environment variable
 RNNKERNELS_TRITON_AUTOTUNE=1, when a layer first meets a new key; never while a CUDA graph is being captured. Files lie in
 RNNKERNELS_CACHE_DIR, by default ``rnnkernels`` in the user's cache directory. Removing them is always safe.
+
+What was measured before a release comes with the package, in ``measured/``, for all GPUs of a compute capability; a measurement
+of one's own goes before it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ import triton
 from torch import Tensor
 
 from .plan import Device, Tiling, Workload, candidates, plan
+
+_COMMITTED = Path(__file__).parent / "measured"
 
 #: Steps of the sequence a candidate is timed on: many enough that what happens once per launch does not count.
 TIMED_STEPS = 64
@@ -163,9 +168,18 @@ def write(file: Path, measurements: dict[str, Tiling]) -> None:
     os.replace(part.name, file)
 
 
+def committed(capability: tuple[int, int]) -> dict[str, Tiling]:
+    """The package's own measurements by key, on a GPU of this compute capability; whatever version of Triton took them, they are
+    better than a guess."""
+    file = _COMMITTED / f"sm_{capability[0]}{capability[1]}.json"
+    if not file.exists():
+        return {}
+    return {name: Tiling(**fields) for name, fields in json.loads(file.read_text(encoding="utf-8"))["tilings"].items()}
+
+
 @functools.cache
 def _measured(index: int) -> dict[str, Tiling]:
-    return read(cache_file(torch.cuda.get_device_name(index)))
+    return committed(torch.cuda.get_device_capability(index)) | read(cache_file(torch.cuda.get_device_name(index)))
 
 
 def _remember(index: int, name: str, tiling: Tiling) -> None:
