@@ -51,7 +51,8 @@ CUDA_PRODUCTS = ("BFloat16Product", "Float16Product", "Tf32Product", "Tf32x3Prod
 CUDA_UNITS = [(cell, product) for cell in ("Lstm", "Gru") for product in CUDA_PRODUCTS]
 CUDA_HOST = [f"bindings/{name}.cpp" for name in ("ops_cuda", "cuda_layer", "cuda_persistent", "cuda_stepwise")]
 CUDA_HOST += ["cuda/plan.cpp", "cuda/stepwise.cpp"]
-STREAM_KERNELS = ["cpu/stream_kernels.cpp"]  # part of the Python module, which works without the operators
+# Part of the Python module, which works without the operators.
+MODULE_KERNELS = ["cpu/stream_kernels.cpp", "cpu/wall_probes.cpp"]
 # LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -145,13 +146,13 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         "TORCH": torch.__version__,
     }
     # Each entry: source, its own flags, object file.
-    kernels, stream_kernels = (
+    kernels, module_kernels = (
         [
             (source, [f"-DRNNKERNELS_ISA={isa}", *flags], scratch / f"{Path(source).stem}.{isa}.o")
             for isa, flags in tools.isas.items()
             for source in sources
         ]
-        for sources in (KERNELS, STREAM_KERNELS)
+        for sources in (KERNELS, MODULE_KERNELS)
     )
     table = ("cpu/kernels.cpp", widths, scratch / "kernels.o")
     dispatch = ("cpu/dispatch.cpp", widths, scratch / "dispatch.o")
@@ -166,9 +167,11 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
     python = [
         ("bindings/python.cpp", [*definitions, *headers], scratch / "python.o"),
         ("bindings/stream.cpp", headers, scratch / "stream_session.o"),
+        ("bindings/wall.cpp", headers, scratch / "wall_functions.o"),
         ("cpu/stream.cpp", widths, scratch / "stream.o"),
+        ("cpu/wall.cpp", widths, scratch / "wall.o"),
         ("cuda/plan.cpp", [], scratch / "plan.o"),
-        *stream_kernels,
+        *module_kernels,
     ]
     compile_all(tools, [*kernels, operators, *python, table, dispatch, rounds])
 
