@@ -25,9 +25,9 @@ using Large = cuda::Tile<2, 2, 4, 1, 2, 1>;
 
 // hidden, directions, steps, batch, packed, CTAs
 #ifdef RNNKERNELS_TEST_FEW  // Of ThreadSanitizer a thread takes a millisecond.
-const Shape kManySteps{21, 1, 15, 3, false, 3}, kBothDirections{20, 2, 7, 3, true, 2};
+const Shape kManySteps{21, 1, 15, 3, false, 3}, kLengths{20, 1, 7, 3, true, 2};
 #else
-const Shape kManySteps{21, 1, 20, 3, false, 3}, kBothDirections{35, 2, 7, 11, true, 3};
+const Shape kManySteps{21, 1, 20, 3, false, 3}, kLengths{35, 2, 7, 11, true, 3};
 #endif
 
 #ifndef RNNKERNELS_TEST_FEW  // Sanitizers see the same mechanisms in any shape and product.
@@ -116,12 +116,12 @@ void run_tests() {
   a_nan_of_all_bits_arrives();
   shares_keep_their_value();
   check<cuda::Lstm, cuda::BFloat16Product, Small, ShortRing>(kManySteps, "grid");
-  check<cuda::Gru, cuda::BFloat16Product, Large, ShortRing>(kBothDirections, "grid");
+  check<cuda::Gru, cuda::BFloat16Product, Large, ShortRing>(kLengths, "grid");
 #ifndef RNNKERNELS_TEST_FEW
   check_shapes();
   check<cuda::Lstm, cuda::Float16Product, Small, ShortRing>(kManySteps, "grid");
   check<cuda::Lstm, cuda::Tf32x3Product, Small, ShortRing>(kManySteps, "grid");
-  check<cuda::Gru, cuda::Tf32Product, Large, ShortRing>(kBothDirections, "grid");
+  check<cuda::Gru, cuda::Tf32Product, Large, ShortRing>(kLengths, "grid");
   check_shipped<cuda::Lstm, cuda::BFloat16Product>();
   check_shipped<cuda::Gru, cuda::BFloat16Product>();
   check_shipped<cuda::Gru, cuda::Tf32x3Product>();
