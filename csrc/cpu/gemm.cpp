@@ -349,8 +349,9 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
                       bool accumulate) {
   using T = Compute<S>;
   constexpr int64_t width = ColumnWeights<S>::kPanelColumns;
-  // One block of a panel stays in the second-level cache while all rows pass over it.
-  constexpr int64_t kBlock = 131072 / (width * int64_t(sizeof(T)));
+  // One block of a panel stays in the second-level cache while all rows pass over it. And sums of blocks are more exact than one
+  // sum over 4 * H gate gradients.
+  constexpr int64_t kBlock = 256;
   if (rows == 0) return;
   const int64_t count = ColumnWeights<S>::panel_count(weights.columns);
   for (int64_t panel = first; panel < last; ++panel) {
