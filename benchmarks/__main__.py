@@ -12,6 +12,7 @@ import torch
 
 from . import machine, providers, report, runner
 from .cases import GRIDS
+from .study import command as study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_report)
     show.add_argument("file", type=Path)
     show.add_argument("--update-readme", action="store_true", help="render the README's table from this file, too")
+
+    study.add_to(commands)
     return parser
 
 
