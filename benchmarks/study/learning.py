@@ -102,14 +102,15 @@ def learn_language(
     make: MakeRNN = ours,
     before_step: Callable[[nn.Module], None] | None = None,
 ) -> dict[str, Any]:
-    """-> the loss on held-out text, in nats per character, ``every`` so many steps, and every training loss."""
+    """-> the loss on held-out text, in nats per character, ``every`` so many steps, the mean training loss in between, and every
+    training loss."""
     torch.manual_seed(seed)
     model = Language(make(cell, embedding, hidden_size), text.characters)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     training = columns(text.train, batch)
     # Every seed reads the text from another place on.
     at = int(torch.randint(0, len(training) - length, ()))
-    curve: dict[str, list[float]] = {"step": [], "held_out": []}
+    curve: dict[str, list[float]] = {"step": [], "loss": [], "held_out": []}
     losses, state = [], None
     begin = time.process_time()
     for step in range(1, steps + 1):
@@ -124,8 +125,9 @@ def learn_language(
         at += length
         if step % every == 0:
             curve["step"].append(step)
+            curve["loss"].append(_rounded(losses[-every:]))
             curve["held_out"].append(round(_held_out_loss(model, text), 5))
-    return {"curve": curve, "losses": [round(loss, 5) for loss in losses], "cpu_seconds": _since(begin)}
+    return {"curve": curve, "losses": losses, "cpu_seconds": _since(begin)}
 
 
 @torch.no_grad()

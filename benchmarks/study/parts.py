@@ -13,7 +13,7 @@ from torch import nn
 from .. import providers
 from ..cases import TORCH_CLASSES
 from . import ablations, footprint, learning, series, speech, speed, tasks
-from .arms import GATES, arms
+from .arms import GATES, Arm, arms
 from .store import Part
 
 PROVIDERS = footprint.PROVIDERS
@@ -146,7 +146,7 @@ def _streaming(scale: Scale) -> Part:
     return Part("streaming", units, settings, threads=1, timed=True)
 
 
-def language_arms(scale: Scale, characters: int):
+def language_arms(scale: Scale, characters: int) -> list[Arm]:
     """Parameters are the whole model's: embedding, recurrent layer and head."""
 
     def parameters(cell: str, size: int) -> int:
@@ -170,10 +170,13 @@ def _language_step(scale: Scale) -> Part:
 def _language(scale: Scale) -> Part:
     text = tasks.text()
     options = {"steps": scale.language_steps, "learning_rate": LANGUAGE_RATE, "every": max(1, scale.language_steps // 20)}
+
+    def unit(arm: Arm, seed: int) -> dict[str, Any]:
+        result = learning.learn_language(text, arm.cell, arm.hidden_size, seed, **LANGUAGE, **options)
+        return {"curve": result["curve"], "cpu_seconds": result["cpu_seconds"]}
+
     units = {
-        f"{arm.name}, seed {seed}": functools.partial(
-            learning.learn_language, text, arm.cell, arm.hidden_size, seed, **LANGUAGE, **options
-        )
+        f"{arm.name}, seed {seed}": functools.partial(unit, arm, seed)
         for seed in range(scale.seeds)
         for arm in language_arms(scale, text.characters)
     }
@@ -214,7 +217,7 @@ def _agreement(scale: Scale) -> Part:
     return Part("agreement", units, LANGUAGE | options | {"hidden_size": scale.language_hidden}, threads=1)
 
 
-def lagged_arms(name: str):
+def lagged_arms(name: str) -> list[Arm]:
     """Parameters are the whole model's: recurrent layer and head."""
     task = tasks.LAGGED[name](10)
     return arms(
