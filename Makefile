@@ -12,7 +12,7 @@ TORCH ?= torch==2.13.0
 export RNNKERNELS_BUILD_CPU ?= 1
 
 # Triton has no packages for other systems.
-EXTRAS := test,demo,bench$(if $(filter Linux,$(shell uname)),$(comma)triton)
+EXTRAS := test,demo,bench,examples$(if $(filter Linux,$(shell uname)),$(comma)triton)
 
 VENV := .venv
 BIN := $(VENV)/bin

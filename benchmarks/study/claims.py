@@ -37,7 +37,9 @@ def units(results: Results, part: str) -> dict[str, Any]:
 def _counted(value: Callable[[dict[str, Any]], float], compared_at: Sequence[str]) -> Callable[[Results], list[Comparison]]:
     def evidence(results: Results) -> list[Comparison]:
         return [
-            of_counts({"comparison at": at, "hidden size": size.removeprefix("H=")}, value(own[OPPONENTS[at]]), value(own[LSTM]))
+            of_counts(
+                {"kind of comparison": at, "hidden size": size.removeprefix("H=")}, value(own[OPPONENTS[at]]), value(own[LSTM])
+            )
             for size, own in units(results, "footprint").items()
             for at in compared_at
         ]
@@ -51,7 +53,7 @@ def _memory(results: Results) -> list[Comparison]:
         for at, opponent in OPPONENTS.items():
             for library, theirs in own[opponent]["memory"].items():
                 for what, figure in theirs.items():
-                    setting = {"library": library, "comparison at": at, "hidden size": size.removeprefix("H="), "kind": what}
+                    setting = {"library": library, "kind of comparison": at, "hidden size": size.removeprefix("H="), "kind": what}
                     comparisons.append(of_counts(setting, figure, own[LSTM]["memory"][library][what]))
     return comparisons
 
@@ -63,7 +65,7 @@ def _layer_times(mode: str) -> Callable[[Results], list[Comparison]]:
             library, timed_mode, size = name.split(" ")
             for at, opponent in OPPONENTS.items():
                 if timed_mode == mode:
-                    setting = {"library": library, "comparison at": at, "hidden size": size.removeprefix("H=")}
+                    setting = {"library": library, "kind of comparison": at, "hidden size": size.removeprefix("H=")}
                     comparisons.append(of_times(setting, own[opponent]))
         return comparisons
 
@@ -76,7 +78,7 @@ def _latency(results: Results) -> list[Comparison]:
         library, size = name.split(" ")
         for at, opponent in OPPONENTS.items():
             for percentile, timing in own[opponent].items():
-                setting = {"library": library, "comparison at": at, "hidden size": size.removeprefix("H=")}
+                setting = {"library": library, "kind of comparison": at, "hidden size": size.removeprefix("H=")}
                 comparisons.append(of_times(setting | {"percentile": percentile}, timing))
     return comparisons
 
@@ -113,7 +115,7 @@ def _convergence(results: Results) -> list[Comparison]:
         return [float(steps_to(target, run["curve"])) for run in seeds(results, "language", arm)]
 
     comparisons = [
-        _relative({"task": "language", "comparison at": at}, language(opponent), language(LSTM))
+        _relative({"task": "language", "kind of comparison": at}, language(opponent), language(LSTM))
         for at, opponent in OPPONENTS.items()
     ]
     for task in LAGGED:
@@ -124,7 +126,7 @@ def _convergence(results: Results) -> list[Comparison]:
             }
             for at, opponent in OPPONENTS.items():
                 if None not in solved[opponent] + solved[LSTM]:
-                    setting = {"task": task, "comparison at": at}
+                    setting = {"task": task, "kind of comparison": at}
                     comparisons.append(_relative(setting, solved[opponent], solved[LSTM]))
     return comparisons
 
@@ -138,7 +140,7 @@ def _convergence_in_time(results: Results) -> list[Comparison]:
             return [times[arm]["median_s"] * steps_to(target, run["curve"]) for run in seeds(results, "language", arm)]
 
         for at, opponent in OPPONENTS.items():
-            comparisons.append(_relative({"library": library, "comparison at": at}, seconds(opponent), seconds(LSTM)))
+            comparisons.append(_relative({"library": library, "kind of comparison": at}, seconds(opponent), seconds(LSTM)))
     return comparisons
 
 
@@ -149,7 +151,7 @@ def _relative(setting: dict[str, str], claimed_less: Sequence[float], claimed_mo
 
 def _language(results: Results) -> list[Comparison]:
     return [
-        of_samples({"comparison at": at}, final_losses(results, LSTM), final_losses(results, opponent))
+        of_samples({"kind of comparison": at}, final_losses(results, LSTM), final_losses(results, opponent))
         for at, opponent in OPPONENTS.items()
     ]
 
@@ -158,7 +160,7 @@ def _speech(results: Results) -> list[Comparison]:
     def accuracies(arm: str) -> list[float]:
         return [run["accuracy"] for run in seeds(results, "speech", arm)]
 
-    return [of_samples({"comparison at": at}, accuracies(opponent), accuracies(LSTM)) for at, opponent in OPPONENTS.items()]
+    return [of_samples({"kind of comparison": at}, accuracies(opponent), accuracies(LSTM)) for at, opponent in OPPONENTS.items()]
 
 
 def final_accuracies(results: Results, part: str, prefix: str) -> list[float]:
@@ -168,7 +170,7 @@ def final_accuracies(results: Results, part: str, prefix: str) -> list[float]:
 def _long_range(results: Results) -> list[Comparison]:
     return [
         of_samples(
-            {"task": task, "comparison at": at, "lag": str(lag)},
+            {"task": task, "kind of comparison": at, "lag": str(lag)},
             final_accuracies(results, task, f"{opponent}, lag {lag}"),
             final_accuracies(results, task, f"{LSTM}, lag {lag}"),
         )
@@ -187,7 +189,7 @@ def _little_data(results: Results) -> list[Comparison]:
     for unit in units(results, "series"):
         name, points = unit.removesuffix(" points").split(", ")
         for at, opponent in OPPONENTS.items():
-            setting = {"series": name, "points": points, "comparison at": at}
+            setting = {"series": name, "points": points, "kind of comparison": at}
             comparisons.append(of_samples(setting, errors(results, unit, opponent), errors(results, unit, LSTM)))
     return comparisons
 
@@ -249,10 +251,10 @@ CLAIMS = (
     Claim("A GRU answers sooner in real time, one step at a time.", ("streaming",), _latency, _TIME),
     Claim("A GRU converges in fewer steps.", ("language", *LAGGED), _convergence, "GRU's steps ÷ LSTM's"),
     Claim("A GRU converges in less time.", ("language", "language step"), _convergence_in_time, "GRU's seconds ÷ LSTM's"),
-    Claim("An LSTM models language better in the end.", ("language",), _language, "its loss is lower by, nats per character,"),
-    Claim("An LSTM recognises speech better.", ("speech",), _speech, "LSTM's accuracy − GRU's", percent=True),  # noqa: RUF001
-    Claim("An LSTM bridges longer lags.", LAGGED, _long_range, "LSTM's accuracy − GRU's", percent=True),  # noqa: RUF001
-    Claim("A GRU forecasts better from little data.", ("series",), _little_data, "its error is lower by, of persistence's,"),
+    Claim("An LSTM models language better in the end.", ("language",), _language, "GRU's loss less LSTM's, nats per character"),
+    Claim("An LSTM recognises speech better.", ("speech",), _speech, "LSTM's accuracy less GRU's", percent=True),
+    Claim("An LSTM bridges longer lags.", LAGGED, _long_range, "LSTM's accuracy less GRU's", percent=True),
+    Claim("A GRU forecasts better from little data.", ("series",), _little_data, "LSTM's error less GRU's, of persistence's"),
     Claim("Every gate is needed.", ("ablations",), _gate(list(_without())), "accuracy gained by the gate", percent=True),
     Claim(
         "A forget bias of 1 helps an LSTM.",
@@ -262,7 +264,7 @@ CLAIMS = (
         percent=True,
     ),
     Claim(
-        "An LSTM whose input gate is 1 − forget gate, as a GRU's update gate couples them, learns better.",  # noqa: RUF001
+        "An LSTM learns better with its input gate tied to the forget gate (i = 1 - f), as a GRU's are.",
         ("ablations",),
         _gate([(LSTM, f"{LSTM}, input gate = 1 - forget gate")]),
         "accuracy gained",

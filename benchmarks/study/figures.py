@@ -153,8 +153,8 @@ def _gates(results: Results) -> list[Panel]:
     return [
         Panel(
             f"{task}, lag {lag}",
-            "",
             "mean accuracy",
+            "",
             [_line("", [(name, progress(results, task, name)) for name in names])],
             kind="bars",
         )

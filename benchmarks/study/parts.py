@@ -229,7 +229,7 @@ def lagged_arms(name: str) -> list[Arm]:
 def _lagged(name: str, scale: Scale) -> Part:
     size, rate, all_lags = LAGGED[name]
     lags = all_lags[: scale.n_lags]
-    options = {"steps": scale.lagged_steps, "batch": BATCH, "learning_rate": rate, "every": EVERY}
+    options = {"steps": scale.lagged_steps, "batch": BATCH, "learning_rate": rate, "every": min(EVERY, scale.lagged_steps)}
     units = {
         f"{arm.name}, lag {lag}, seed {seed}": functools.partial(
             learning.learn_lagged, tasks.LAGGED[name](lag), arm.cell, arm.hidden_size, seed, **options
@@ -243,7 +243,7 @@ def _lagged(name: str, scale: Scale) -> Part:
 
 
 def _ablations(scale: Scale) -> Part:
-    options = {"steps": scale.ablation_steps, "batch": BATCH, "every": EVERY}
+    options = {"steps": scale.ablation_steps, "batch": BATCH, "every": min(EVERY, scale.ablation_steps)}
     lags = {name: ABLATED[name] for name in scale.ablated}
 
     def unit(name: str, lag: int, variant: ablations.Variant, seed: int) -> dict[str, Any]:

@@ -96,27 +96,39 @@ def judge(comparisons: Sequence[Comparison]) -> Verdict:
 
 
 def _dependence(comparisons: Sequence[Comparison]) -> str:
-    """On which setting, and how: the one whose values agree most within themselves."""
+    """On which setting the outcome depends, and how.
+
+    One setting that explains all outcomes, or else two that do; or else the one that explains most. Two must leave groups of two
+    comparisons on average: groups of one explain anything.
+    """
     varied = [key for key in comparisons[0].setting if len({comparison.setting[key] for comparison in comparisons}) > 1]
     if not varied:
         return "on chance: " + _outcomes(comparisons)
-
-    def agreeing(key: str) -> int:
-        return sum(max(Counter(c.outcome for c in group).values()) for group in _groups(comparisons, key).values())
-
-    key = max(varied, key=agreeing)  # the first of equals
-    lead = "on" if agreeing(key) == len(comparisons) else "mostly on"
-    groups = {value: _outcomes(group) for value, group in _groups(comparisons, key).items()}
-    values: dict[str, list[str]] = {}
-    for value, outcomes in groups.items():
-        values.setdefault(outcomes, []).append(value)
-    return f"{lead} the {key}: " + "; ".join(f"{', '.join(own)}: {outcomes}" for outcomes, own in values.items())
+    choices = [(key,) for key in varied]
+    choices += [pair for pair in itertools.combinations(varied, 2) if 2 * len(_groups(comparisons, pair)) <= len(comparisons)]
+    for keys in choices:
+        if _explained(comparisons, keys) == len(comparisons):
+            return f"on the {' and the '.join(keys)} ({_by_group(comparisons, keys)})"
+    most = max(choices[: len(varied)], key=lambda keys: _explained(comparisons, keys))
+    return f"mostly on the {most[0]} ({_by_group(comparisons, most)})"
 
 
-def _groups(comparisons: Sequence[Comparison], key: str) -> dict[str, list[Comparison]]:
-    groups: dict[str, list[Comparison]] = {}
+def _explained(comparisons: Sequence[Comparison], keys: Sequence[str]) -> int:
+    """How many comparisons have the outcome that is the most frequent among those of the same settings."""
+    return sum(max(Counter(c.outcome for c in group).values()) for group in _groups(comparisons, keys).values())
+
+
+def _by_group(comparisons: Sequence[Comparison], keys: Sequence[str]) -> str:
+    alike: dict[str, list[str]] = {}
+    for values, group in _groups(comparisons, keys).items():
+        alike.setdefault(_outcomes(group), []).append(" with ".join(values))
+    return "; ".join(f"{', '.join(groups)}: {outcomes}" for outcomes, groups in alike.items())
+
+
+def _groups(comparisons: Sequence[Comparison], keys: Sequence[str]) -> dict[tuple[str, ...], list[Comparison]]:
+    groups: dict[tuple[str, ...], list[Comparison]] = {}
     for comparison in comparisons:
-        groups.setdefault(comparison.setting[key], []).append(comparison)
+        groups.setdefault(tuple(comparison.setting[key] for key in keys), []).append(comparison)
     return groups
 
 
