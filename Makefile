@@ -43,8 +43,10 @@ test-python: $(VENV)/.package
 test-old-triton: $(VENV)/.package $(OLD_TRITON)/.installed
 	PYTHONPATH=$(abspath $(OLD_TRITON)) RNNKERNELS_TEST_COMPILE=sm_90 $(BIN)/python -m pytest --require-triton $(TRITON_TESTS)
 
+# BENCH="--grid targets --providers rnnkernels,peers" for more; peers are in the extra of that name.
 bench: $(VENV)/.package
-	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks run --out out/bench.json $(BENCH)
+	$(BIN)/python -m benchmarks report out/bench.json --figures out/bench
 
 clean:
 	rm -rf $(VENV) build out rnnkernels.egg-info rnnkernels/lib rnnkernels/_C.*

@@ -45,7 +45,8 @@ X86_ISAS["avx512_bf16"] = [*X86_ISAS["avx512"], "-mavx512bf16"]
 KERNELS = ["cpu/gemm.cpp", "cpu/lstm.cpp", "cpu/gru.cpp"]
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 CUDA_UNITS = [(cell, product) for cell in ("Lstm", "Gru") for product in ("BFloat16Product", "Float16Product", "Tf32x3Product")]
-STREAM_KERNELS = ["cpu/stream_kernels.cpp"]  # part of the Python module, which works without the operators
+# Part of the Python module, which works without the operators.
+MODULE_KERNELS = ["cpu/stream_kernels.cpp", "cpu/wall_probes.cpp"]
 # LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -128,13 +129,13 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         "TORCH": torch.__version__,
     }
     # Each entry: source, its own flags, object file.
-    kernels, stream_kernels = (
+    kernels, module_kernels = (
         [
             (source, [f"-DRNNKERNELS_ISA={isa}", *flags], scratch / f"{Path(source).stem}.{isa}.o")
             for isa, flags in tools.isas.items()
             for source in sources
         ]
-        for sources in (KERNELS, STREAM_KERNELS)
+        for sources in (KERNELS, MODULE_KERNELS)
     )
     table = ("cpu/kernels.cpp", widths, scratch / "kernels.o")
     dispatch = ("cpu/dispatch.cpp", widths, scratch / "dispatch.o")
@@ -148,9 +149,11 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
     python = [
         ("bindings/python.cpp", [*definitions, *headers], scratch / "python.o"),
         ("bindings/stream.cpp", headers, scratch / "stream_session.o"),
+        ("bindings/wall.cpp", headers, scratch / "wall_functions.o"),
         ("cpu/stream.cpp", widths, scratch / "stream.o"),
+        ("cpu/wall.cpp", widths, scratch / "wall.o"),
         ("cuda/plan.cpp", [], scratch / "plan.o"),
-        *stream_kernels,
+        *module_kernels,
     ]
     compile_all(tools, [*kernels, operators, *python, table, dispatch])
 

@@ -1,17 +1,26 @@
-"""What is measured: a :class:`Case` is one shape of one layer in one mode; :data:`GRIDS` are the sets to choose from."""
+"""What is measured: a :class:`Case` is one shape of one layer in one mode, a :class:`Problem` its numbers."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 TORCH_CLASSES: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+
+MODES = {
+    "inference": "forward without gradients",
+    "forward": "forward, keeping what backward needs",
+    "backward": "the gradients of the input and of every weight, after a forward that is not timed",
+    "training": "forward and backward",
+    "streaming": "one step without gradients, states kept from call to call",
+}
+#: Steps that a streaming case is fed while its results are checked; its T is 1.
+STREAMED_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,7 @@ class Case:
     """One measurement. T steps, B sequences, I input size, H hidden size."""
 
     cell: str  # "lstm" or "gru"
-    mode: str  # "inference" (forward without gradients) or "training" (forward, then gradients of everything)
+    mode: str  # of MODES
     T: int
     B: int
     I: int  # noqa: E741  (the letter the shapes are written with everywhere)
@@ -56,6 +65,15 @@ class Case:
             options["proj_size"] = self.proj_size
         return {"input_size": self.I, "hidden_size": self.H, **options}
 
+    def lengths(self, seed: int) -> list[int]:
+        """Every sequence's steps, longest first: T, or ragged if packed."""
+        if not self.packed:
+            return [self.T] * self.B
+        draw = random.Random(seed)
+        lengths = sorted((draw.randint(max(1, self.T // 4), self.T) for _ in range(self.B)), reverse=True)
+        lengths[0] = self.T
+        return lengths
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -67,67 +85,36 @@ class Problem(NamedTuple):
     weights: dict[str, Tensor]  # a state_dict, in the case's dtype
     input: Tensor | PackedSequence  # (T, B, I), or packed (R, I)
     grad_output: Tensor  # of the output's data: (T, B, D*P) or (R, D*P)
+    lengths: list[int]  # every sequence's steps
+
+    def padded_input(self) -> Tensor:
+        """(T, B, I), zeros behind the end of a sequence."""
+        return pad_packed_sequence(self.input)[0] if isinstance(self.input, PackedSequence) else self.input
+
+    def padded_grad_output(self) -> Tensor:
+        """(T, B, D*P), zeros behind the end of a sequence."""
+        if not isinstance(self.input, PackedSequence):
+            return self.grad_output
+        return pad_packed_sequence(self.input._replace(data=self.grad_output))[0]
+
+    def packed(self, padded: Tensor) -> Tensor:
+        """The real rows of (T, B, ...), in the order of the case's own output; all of it if the case is dense."""
+        if not isinstance(self.input, PackedSequence):
+            return padded
+        return pack_padded_sequence(padded, torch.tensor(self.lengths)).data
 
 
-def make_problem(case: Case, seed: int) -> Problem:
+def make_problem(case: Case, seed: int, device: torch.device | str = "cpu") -> Problem:
     """Weights as torch.nn draws them, normal inputs and output gradients, ragged lengths if packed; all from ``seed``."""
     torch.manual_seed(seed)
     dtype = case.torch_dtype
-    weights = {k: v.to(dtype) for k, v in TORCH_CLASSES[case.cell](**case.options()).state_dict().items()}
-    input: Tensor | PackedSequence = torch.randn(case.T, case.B, case.I).to(dtype)
-    rows: tuple[int, ...] = (case.T, case.B)
+    weights = {k: v.to(device, dtype) for k, v in TORCH_CLASSES[case.cell](**case.options()).state_dict().items()}
+    steps = STREAMED_STEPS if case.mode == "streaming" else case.T
+    input: Tensor | PackedSequence = torch.randn(steps, case.B, case.I).to(device, dtype)
+    rows: tuple[int, ...] = (steps, case.B)
+    lengths = case.lengths(seed)
     if case.packed:
-        draw = random.Random(seed)
-        lengths = sorted((draw.randint(max(1, case.T // 4), case.T) for _ in range(case.B)), reverse=True)
-        lengths[0] = case.T
         input = pack_padded_sequence(input, torch.tensor(lengths))
         rows = (input.data.size(0),)
     width = (case.proj_size or case.H) * (2 if case.bidirectional else 1)
-    return Problem(case, weights, input, torch.randn(*rows, width).to(dtype))
-
-
-# --- the grids -----------------------------------------------------------------------------------------------------------
-
-_DENSE = (  # T, B, I, H: one step; one sequence; small; the usual; wide; and sizes that fit no vector or block
-    (1, 1, 64, 64),
-    (100, 1, 64, 64),
-    (1000, 1, 64, 64),
-    (100, 1, 256, 256),
-    (100, 16, 128, 128),
-    (100, 32, 256, 256),
-    (50, 64, 512, 512),
-    (20, 32, 1024, 1024),
-    (37, 5, 31, 67),
-    (61, 33, 100, 201),
-)
-_VARIED = ((100, 16, 128, 128), (61, 33, 100, 201))  # shapes on which every variant is measured
-
-
-def _small() -> Iterator[Case]:
-    for cell in ("lstm", "gru"):
-        for mode in ("inference", "training"):
-            for shape in _DENSE:
-                yield Case(cell, mode, *shape)
-            for shape in _VARIED:
-                base = Case(cell, mode, *shape)
-                yield replace(base, packed=True)
-                yield replace(base, bidirectional=True)
-                yield replace(base, num_layers=2)
-                yield replace(base, dtype="bfloat16")
-                yield replace(base, dtype="float16")
-                yield replace(base, dtype="float64")
-                if cell == "lstm":
-                    yield replace(base, proj_size=base.H // 2)
-            yield replace(Case(cell, mode, 100, 32, 256, 256), packed=True)
-            yield replace(Case(cell, mode, 100, 32, 256, 256), dtype="bfloat16")
-
-
-def _tiny() -> Iterator[Case]:
-    for cell in ("lstm", "gru"):
-        for mode in ("inference", "training"):
-            yield Case(cell, mode, 5, 3, 6, 7)
-        yield Case(cell, "training", 5, 3, 6, 7, packed=True)
-        yield Case(cell, "inference", 5, 3, 6, 7, dtype="bfloat16")
-
-
-GRIDS = {"small": _small, "tiny": _tiny}
+    return Problem(case, weights, input, torch.randn(*rows, width).to(device, dtype), lengths)

@@ -1,14 +1,25 @@
-"""What the figures were measured on, by hardware: never a host's name."""
+"""What the figures were measured on, by hardware: never a host's name, never a path."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils import collect_env
+
 from rnnkernels import info
+
+#: Of :mod:`torch.utils.collect_env`, what changes how fast things are and names neither a host nor a path.
+_ENVIRONMENT_FIELDS = ("os", "gcc_version", "clang_version", "libc_version", "cuda_compiled_version", "cuda_runtime_version")
+_ENVIRONMENT_FIELDS += ("nvidia_driver_version", "cudnn_version", "is_xnnpack_available")
+_DRIVER_FIELDS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit", "temperature.gpu")
 
 #: AMD's server parts all call themselves "AMD EPYC" to a guest; family and model tell the cores apart.
 _AMD_CORES = (
@@ -23,11 +34,14 @@ _AMD_CORES = (
 )
 
 
-def describe() -> dict[str, Any]:
-    """The hardware: a readable name, and what :mod:`rnnkernels.info` knows."""
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """The hardware: a readable name (a GPU's first, if it is what is measured), and what :mod:`rnnkernels.info` knows."""
     facts = info.collect()["machine"]
     cores = facts["physical_cores"] or facts["logical_cores"]
-    return {"name": f"{cores} core{'s' if cores > 1 else ''} {_cores_name(facts['cpu'])}", **facts}
+    name = f"{cores} core{'s' if cores > 1 else ''} {_cores_name(facts['cpu'])}"
+    if device != "cpu" and facts["gpus"]:
+        name = f"{facts['gpus'][0]['name'].removeprefix('NVIDIA ')}, {name}"
+    return {"name": name, **facts}
 
 
 def slug(name: str) -> str:
@@ -51,6 +65,50 @@ def commit() -> str | None:
 def load_average() -> float | None:
     """Runnable processes over the last minute: how busy others kept the machine."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Compilers, libraries and drivers, as torch's own bug reports name them."""
+    found = collect_env.get_env_info()
+    return {name: getattr(found, name, None) for name in _ENVIRONMENT_FIELDS}
+
+
+def switches() -> dict[str, Any]:
+    """Everything that changes how float32 is multiplied. Reading some of them raises after others were set."""
+    readers: dict[str, Callable[[], Any]] = {
+        "float32_matmul_precision": torch.get_float32_matmul_precision,
+        "mkldnn.enabled": lambda: torch.backends.mkldnn.enabled,
+        "cuda.matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
+        "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
+        "cudnn.benchmark": lambda: torch.backends.cudnn.benchmark,
+        "cudnn.deterministic": lambda: torch.backends.cudnn.deterministic,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled,
+    }
+    values: dict[str, Any] = {}
+    for name, read in readers.items():
+        try:
+            values[name] = read()
+        except RuntimeError as error:
+            values[name] = f"cannot be read: {str(error).splitlines()[0][:120]}"
+    return values
+
+
+def clocks(device: str = "cpu") -> dict[str, Any]:
+    """MHz of the cores, or what the driver says of a GPU; ``{"unreadable": reason}`` where nobody says."""
+    if device == "cpu":
+        cpuinfo = Path("/proc/cpuinfo")
+        found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+        return {"cpu_mhz": [round(float(value)) for value in found]} if found else {"unreadable": "the system does not say"}
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {"unreadable": "nvidia-smi is not installed"}
+    query = [tool, "-i", "0", f"--query-gpu={','.join(_DRIVER_FIELDS)}", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    values = done.stdout.strip().split(", ")
+    if done.returncode or len(values) != len(_DRIVER_FIELDS):
+        return {"unreadable": f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}"}
+    return dict(zip(_DRIVER_FIELDS, values, strict=True))
 
 
 def _cores_name(cpu: str | None) -> str:

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import targets, wall
 from .cases import Case
 from .providers import OURS
+from .results import Result, load, providers, timed, times_faster
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-#: The README's table stands between these two; the first one names the file it is rendered from.
-_BEGIN, _END = "<!-- benchmark: {path} -->", "<!-- end of benchmark -->"
-_BLOCK = re.compile(_BEGIN.format(path="(.+?)") + r"\n.*?" + _END, re.DOTALL)
+#: A rendered table stands between two such lines; the first one says what it is and names the file it is rendered from.
+_BLOCK = re.compile(r"<!-- (benchmark|targets): (\S+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
 
 
-def render(result: dict[str, Any]) -> str:
-    """The whole report."""
-    parts = [f"# {result['machine']['name']}", conditions(result)]
+def render(result: Result, figures: Sequence[str] = ()) -> str:
+    """The whole report; ``figures`` are files to show, beside it."""
+    parts = [f"# {result['machine']['name']}", conditions(result), wall.describe(result["wall"]), *absences(result)]
+    parts += [f"![{name.partition('.')[0]}]({name})" for name in figures]
     for provider in _contestants(result):
         parts += [f"## {provider}", summary(result, provider), losses(result, provider)]
-    return "\n\n".join([*parts, "## Every case", every_case(result)]) + "\n"
+    peers = [name for name in _contestants(result) if not name.startswith(OURS)]
+    if peers and OURS in _contestants(result):
+        parts += [f"## {OURS} against its peers", against(result, peers)]
+    parts += ["## Every case", every_case(result)]
+    if result["schema"] > 1:
+        parts += ["## The wall, cold caches, memory", details(result)]
+    return "\n\n".join(parts) + "\n"
 
 
-def conditions(result: dict[str, Any]) -> str:
+def console(result: Result) -> str:
+    """What a run prints when it is done."""
+    parts = []
+    for provider in _contestants(result):
+        if any(_timed(result, provider)):
+            parts.append(f"{provider}\n{summary(result, provider)}")
+    parts += [losses(result, OURS)] * (OURS in _contestants(result))
+    return "\n\n".join([*parts, *absences(result), wall.describe(result["wall"]), conditions(result)])
+
+
+def absences(result: Result) -> list[str]:
+    """Who was asked for and could not be measured, and why: nothing, or one paragraph."""
+    reasons = [f"{name}: {reason}" for name, reason in result["absent"].items()]
+    return [f"Not measured: {'; '.join(reasons)}."] if reasons else []
+
+
+def conditions(result: Result) -> str:
     """One paragraph: on what, with what and how the figures were measured."""
     versions, settings = result["versions"], result["settings"]
     threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
@@ -37,11 +60,11 @@ def conditions(result: dict[str, Any]) -> str:
         "first, then all providers interleaved in one process for at least "
         f"{settings['min_rounds']} rounds; a case's speed-up is the median of its rounds' ratios, a class's the geometric mean "
         f"of its cases. The machine's load average was {result['load_average_before']} before and "
-        f"{result['load_average_after']} after."
+        f"{result.get('load_average_after')} after."
     )
 
 
-def summary(result: dict[str, Any], provider: str) -> str:
+def summary(result: Result, provider: str) -> str:
     """The classes' geometric means with their worst and best case."""
     lines = ["| class | cases | speed-up over torch.nn | worst | best |", "|---|--:|--:|--:|--:|"]
     groups: dict[str, list[float]] = {}
@@ -53,61 +76,111 @@ def summary(result: dict[str, Any], provider: str) -> str:
     return "\n".join(lines)
 
 
-def losses(result: dict[str, Any], provider: str) -> str:
+def against(result: Result, peers: Sequence[str]) -> str:
+    """How many times less time ours takes than each peer, by class: geometric mean (worst case)."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for peer in peers:
+        for _, row in timed(result, OURS, peer):
+            groups.setdefault(row["group"], {}).setdefault(peer, []).append(times_faster(row, OURS, peer))
+    lines = ["| class | " + " | ".join(peers) + " |", "|---|" + "--:|" * len(peers)]
+    for group, own in groups.items():
+        cells = [f"{_times(statistics.geometric_mean(own[p]))} ({_times(min(own[p]))})" if p in own else "" for p in peers]
+        lines.append(f"| {group} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def losses(result: Result, provider: str) -> str:
     """The cases that are slower than torch.nn, worst first, then those that were not timed, each with its reason."""
     slower = sorted(
         (entry["speedup"], str(Case(**row["case"]))) for row, entry in _timed(result, provider) if entry["speedup"] < 1
     )
-    missing = [
-        (entry.get("error") or entry.get("unsupported"), str(Case(**row["case"])))
-        for row in result["cases"]
-        if "median_s" not in (entry := row["results"][provider])
-    ]
+    missing: dict[str, list[str]] = {}
+    for row in result["cases"]:
+        entry = row["results"].get(provider, {})
+        if "median_s" not in entry:
+            reason = entry.get("error") or entry.get("unsupported") or "not measured"
+            missing.setdefault(reason, []).append(str(Case(**row["case"])))
     total = len(result["cases"])
     lines = [f"Slower than torch.nn in {len(slower)} of {total} cases{':' if slower else '.'}", ""]
     lines += [f"- {_times(speedup)} {case}" for speedup, case in slower]
-    lines += [f"- not timed: {case}: {reason}" for reason, case in missing]
+    for reason, cases in missing.items():
+        which = cases[0] if len(cases) == 1 else f"{len(cases)} cases, the first of them {cases[0]}"
+        lines.append(f"- not timed: {which}: {reason}")
     return "\n".join(lines).strip()
 
 
-def every_case(result: dict[str, Any]) -> str:
+def every_case(result: Result) -> str:
     """Median and p20 to p80 of each case and provider, in milliseconds."""
     names = [result["baseline"], *_contestants(result)]
     lines = ["| case | " + " | ".join(f"{name}, ms" for name in names) + " |", "|---|" + "--:|" * len(names)]
     for row in result["cases"]:
-        entries = [row["results"][name] for name in names]
+        entries = [row["results"].get(name, {}) for name in names]
         cells = [f"{_ms(e['median_s'])} ({_ms(e['p20_s'])} to {_ms(e['p80_s'])})" if "median_s" in e else "—" for e in entries]
         lines.append(f"| {Case(**row['case'])} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-# --- the README's table --------------------------------------------------------------------------------------------------
+def details(result: Result) -> str:
+    """Of each case: what torch.nn ran, shares of the wall, the median with cold caches, kernel time on a GPU, peaks of memory."""
+    names = [name for name in (result["baseline"], OURS) if name in providers(result)]
+    measured = [
+        name for row in result["cases"] for entry in row["results"].values() for name in ("cold", "kernel") if name in entry
+    ]
+    columns = [f"{name}, % of the wall" for name in names]
+    columns += [f"{name}, {what}, ms" for what in dict.fromkeys(measured) for name in names]
+    columns += [f"{name}, MiB" for name in names]
+    lines = ["| case | torch.nn ran | " + " | ".join(columns) + " |", "|---|---|" + "--:|" * len(columns)]
+    for row in result["cases"]:
+        entries = [row["results"].get(name, {}) for name in names]
+        shares = (wall.share(row, name) for name in names)
+        cells = ["" if share is None else f"{100 * share:.0f}" for share in shares]
+        times = (entry.get(what, {}).get("median_s") for what in dict.fromkeys(measured) for entry in entries)
+        cells += ["" if seconds is None else _ms(seconds) for seconds in times]
+        cells += [f"{entry['peak_bytes'] / 2**20:.1f}" if entry.get("peak_bytes") else "" for entry in entries]
+        lines.append(f"| {Case(**row['case'])} | {row['baseline_kernel'] or ''} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def readme_block(path: Path) -> str:
-    """The README's table for one result file under the repository's root."""
-    result = json.loads(path.read_text(encoding="utf-8"))
-    begin = _BEGIN.format(path=path.resolve().relative_to(ROOT).as_posix())
-    return "\n".join([begin, _readme_table(result), "", conditions(result), "", _readme_losses(result), _END])
+# --- tables in the documents -------------------------------------------------------------------------------------------------
+
+
+def block(kind: str, name: str) -> str:
+    """The table of that kind, "benchmark" or "targets", for the result file of that name under the repository's root."""
+    result = load(ROOT / name)
+    tables = {"benchmark": _readme_table, "targets": targets.table}
+    notes = {"benchmark": _readme_losses, "targets": lambda found: f"{targets.verdict(found)} {wall.describe(found['wall'])}"}
+    parts = [f"<!-- {kind}: {name} -->", tables[kind](result), "", conditions(result), "", notes[kind](result)]
+    return "\n".join([*parts, f"<!-- end of {kind} -->"])
 
 
 def update_readme(path: Path) -> None:
     """Render ``path`` into the README, in place of the table that is there."""
-    text = README.read_text(encoding="utf-8")
-    block = readme_block(path)
-    updated, found = _BLOCK.subn(lambda _: block, text)
+    text, name = README.read_text(encoding="utf-8"), path.resolve().relative_to(ROOT).as_posix()
+    updated, found = _BLOCK.subn(lambda match: block(match[1], name), text)
     if found != 1:
         raise ValueError(f"{README.name} has {found} places for a benchmark's table, expected one")
     README.write_text(updated, encoding="utf-8")
 
 
-def readme_is_current() -> bool:
-    """Whether the README's table is what its result file renders to."""
-    found = _BLOCK.search(README.read_text(encoding="utf-8"))
-    return found is not None and found[0] == readme_block(ROOT / found[1])
+def update_documents() -> None:
+    """Render every table in the documents anew, from the file that it names."""
+    for document in documents():
+        text = document.read_text(encoding="utf-8")
+        document.write_text(_BLOCK.sub(lambda match: block(match[1], match[2]), text), encoding="utf-8")
 
 
-def _readme_table(result: dict[str, Any]) -> str:
+def documents() -> list[Path]:
+    """Where rendered tables may stand."""
+    return [README, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def stale_tables(document: Path) -> list[str]:
+    """The files whose table in the document is not what they render to."""
+    found = _BLOCK.finditer(document.read_text(encoding="utf-8"))
+    return [match[2] for match in found if match[0] != block(match[1], match[2])]
+
+
+def _readme_table(result: Result) -> str:
     """Variants down, cell and mode across: geometric mean (worst case)."""
     speedups: dict[tuple[str, str], list[float]] = {}
     columns, variants = [], []
@@ -127,7 +200,7 @@ def _readme_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _readme_losses(result: dict[str, Any]) -> str:
+def _readme_losses(result: Result) -> str:
     speedups = [entry["speedup"] for _, entry in _timed(result, OURS)]
     slower = sum(speedup < 1 for speedup in speedups)
     return f"Slower than torch.nn in {slower} of {len(speedups)} cases; `python -m benchmarks report` lists them."
@@ -136,13 +209,13 @@ def _readme_losses(result: dict[str, Any]) -> str:
 # --- shared --------------------------------------------------------------------------------------------------------------
 
 
-def _contestants(result: dict[str, Any]) -> list[str]:
-    return [name for name in result["cases"][0]["results"] if name != result["baseline"]]
+def _contestants(result: Result) -> list[str]:
+    return providers(result)[1:]
 
 
-def _timed(result: dict[str, Any], provider: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _timed(result: Result, provider: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for row in result["cases"]:
-        entry = row["results"][provider]
+        entry = row["results"].get(provider, {})
         if "speedup" in entry:
             yield row, entry
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,13 +14,13 @@ from tqdm import tqdm
 
 from rnnkernels import info
 
-from . import machine, providers
-from .cases import Case, make_problem
+from . import baseline, flops, machine, memory, providers, timing, wall
+from .cases import Case, Problem, make_problem
 from .gate import Gate, Mismatch
-from .timing import Contestant, interleave
+from .results import SCHEMA, Result, Row
 
-#: Grows when a key of the result file changes its meaning or goes away.
-SCHEMA = 1
+#: Keys of a result that a run that is taken up again must share with it.
+_SAME = ("schema", "commit", "machine", "versions", "settings", "baseline", "device", "absent", "switches")
 
 
 @dataclass(frozen=True)
@@ -29,30 +31,68 @@ class Settings:
     min_rounds: int
     threads: int
     seed: int
+    cold_rounds: int = 0  # timings of a single call, the caches emptied before each
+    memory: bool = True  # peaks of calls that keep what backward needs
+    device: str = "cpu"
 
 
-def run(cases: Sequence[Case], contestants: Sequence[providers.Provider], settings: Settings) -> dict[str, Any]:
-    """The result file's content. A provider that fails the gate has an "error" in place of times."""
+class OtherSettings(ValueError):
+    """A run cannot be taken up again: its file was made under other settings, or on something else."""
+
+
+def run(
+    cases: Sequence[Case],
+    contestants: Sequence[providers.Provider],
+    settings: Settings,
+    earlier: Result | None = None,
+    save: Callable[[Result], None] = lambda result: None,
+    quiet: bool = False,
+) -> Result:
+    """The result file's content. A provider that fails the gate has an "error" in place of times.
+
+    Args:
+        earlier: a result to take up again; its cases are not measured anew.
+        save: called with what there is after every case.
+        quiet: show no progress.
+
+    Raises:
+        OtherSettings: ``earlier`` does not fit.
+    """
     torch.set_num_threads(settings.threads)
-    header = {
+    absent = {provider.name: provider.absent for provider in contestants if provider.absent is not None}
+    contestants = [provider for provider in contestants if provider.absent is None]
+    result: Result = {
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": machine.commit(),
-        "machine": machine.describe(),
-        "versions": info.collect()["versions"],
+        "machine": machine.describe(settings.device),
+        "versions": info.collect()["versions"] | {p.name: p.version for p in contestants if p.version is not None},
+        "environment": machine.environment(),
+        "switches": machine.switches(),
+        "clocks": machine.clocks(settings.device),
         "settings": asdict(settings),
+        "device": settings.device,
         "baseline": providers.BASELINE,
+        "absent": absent,
         "load_average_before": machine.load_average(),
+        "cases": [],
     }
-    rows = []
-    progress = tqdm(cases, unit="case")
+    if earlier is not None:
+        _check_same(result, earlier)
+        result |= {key: earlier[key] for key in ("date", "load_average_before", "wall", "clocks")}
+    else:
+        result["wall"] = wall.measure(settings.threads, settings.device, min(0.2, settings.seconds))
+    done = {Case(**row["case"]): row for row in earlier["cases"]} if earlier else {}
+    progress = tqdm(cases, unit="case", disable=quiet)
     for case in progress:
         progress.set_postfix_str(str(case))
-        rows.append({"case": case.as_dict(), "group": case.group, "results": _measure(case, contestants, settings)})
-    return {**header, "load_average_after": machine.load_average(), "cases": rows}
+        result["cases"].append(done.get(case) or _row(case, contestants, settings, result["wall"]))
+        if case not in done:
+            save(result)
+    return {**result, "load_average_after": machine.load_average()}
 
 
-def failures(result: dict[str, Any]) -> list[str]:
+def failures(result: Result) -> list[str]:
     """Every provider and case that was refused by the gate."""
     return [
         f"{Case(**row['case'])}: {entry['error']}"
@@ -62,32 +102,129 @@ def failures(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _measure(case: Case, contestants: Sequence[providers.Provider], settings: Settings) -> dict[str, dict[str, Any]]:
-    problem = make_problem(case, settings.seed)
+def _check_same(result: Result, earlier: Result) -> None:
+    now, then = _flat({key: result[key] for key in _SAME}), _flat({key: earlier.get(key) for key in _SAME})
+    different = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in now | then if now.get(key) != then.get(key)]
+    if different:
+        raise OtherSettings(f"the earlier run cannot be taken up again: {'; '.join(different)}")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, names joined by dots."""
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_flat(part, f"{name}.{key}" if name else key) for key, part in value.items())
+    return {key: part for flat in parts for key, part in flat.items()}
+
+
+def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settings, limits: dict[str, Any]) -> Row:
+    problem = make_problem(case, settings.seed, settings.device)
+    rows = sum(problem.lengths)
+    seconds = min(0.05, settings.seconds)
+    with _kept_on(settings.threads):
+        before = wall.rate(case, limits, settings.threads, seconds)
+        measured = _measure(problem, contestants, settings)
+        after = wall.rate(case, limits, settings.threads, seconds)
+    return {
+        "case": case.as_dict(),
+        "group": case.group,
+        "rows": rows,
+        "operations": flops.operations(case, rows),
+        "wall_flops": max(before, after) if before and after else None,
+        "baseline_kernel": baseline.kernel(case, settings.device),
+        "results": measured,
+    }
+
+
+@contextmanager
+def _kept_on(threads: int) -> Iterator[None]:
+    """No peer changes torch's threads for the others."""
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _measure(problem: Problem, contestants: Sequence[providers.Provider], settings: Settings) -> dict[str, dict[str, Any]]:
+    case = problem.case
     gate = Gate(problem)
     results: dict[str, dict[str, Any]] = {}
-    timed: dict[str, Contestant] = {}
+    ready: dict[str, timing.Contestant] = {}
     for provider in contestants:
         objection = provider.unsupported(case)
         if objection is not None:
             results[provider.name] = {"unsupported": objection}
             continue
-        step = provider.prepare(problem)
-        try:
-            with provider.scope():
-                results[provider.name] = {"budget_used": gate.check(provider.name, step())}
-        except Mismatch as mismatch:
-            results[provider.name] = {"error": str(mismatch)}
-        else:
-            timed[provider.name] = Contestant(step, provider.scope)
-    timings = interleave(
-        timed,
-        providers.BASELINE,
-        seconds=settings.seconds,
-        min_rounds=settings.min_rounds,
-        threads=settings.threads,
-        seed=settings.seed,
-    )
-    for name, timing in timings.items():
-        results[name] |= asdict(timing)
+        with provider.scope():
+            prepared = provider.prepare(problem)
+            try:
+                results[provider.name] = {"budget_used": gate.check(provider.name, prepared.results(), provider.omits)}
+            except Mismatch as mismatch:
+                results[provider.name] = {"error": str(mismatch)}
+                continue
+        ready[provider.name] = timing.Contestant(prepared.call, provider.scope)
+    del gate
+    gc.collect()
+    for name, entry in _times(ready, settings).items():
+        results[name] |= entry
+    for name, entry in _peaks(case, ready, contestants, settings).items():
+        results[name] |= entry
     return results
+
+
+def _times(ready: dict[str, timing.Contestant], settings: Settings) -> dict[str, dict[str, Any]]:
+    options: dict[str, Any] = {"seconds": settings.seconds, "min_rounds": settings.min_rounds, "seed": settings.seed}
+    samples, calls = timing.interleave(ready, **options)
+    base = samples[providers.BASELINE]
+    entries = {
+        name: asdict(timing.summarize(own, base, calls[name])) | {"samples_s": _short(own)} for name, own in samples.items()
+    }
+    if settings.cold_rounds:
+        flush = timing.CacheFlush(settings.device)
+        options |= {"seconds": 0, "min_rounds": settings.cold_rounds}
+        cold, _ = timing.interleave(ready, **options, before=flush)
+        for name, own in cold.items():
+            entries[name]["cold"] = asdict(timing.summarize(own, cold[providers.BASELINE])) | {"samples_s": _short(own)}
+    if settings.device != "cpu":
+        for name, entry in _kernel_times(ready, settings).items():
+            entries[name]["kernel"] = entry
+    return entries
+
+
+def _kernel_times(ready: dict[str, timing.Contestant], settings: Settings) -> dict[str, dict[str, Any]]:
+    """By the device's clock, from CUDA graphs: what the kernels take when nothing waits for the host."""
+    from .gpu_acceptance.timing import captured, event_times
+
+    replays, notes = {}, {}
+    for name, contestant in ready.items():
+        try:
+            with contestant.scope():
+                replays[name] = captured(contestant.step)
+        except RuntimeError as error:
+            notes[name] = {"unsupported": f"not captured: {str(error).splitlines()[0][:200]}"}
+    if providers.BASELINE not in replays:
+        return notes
+    return notes | event_times(replays, providers.BASELINE, settings.seconds, settings.min_rounds)
+
+
+def _peaks(
+    case: Case, ready: dict[str, timing.Contestant], contestants: Sequence[providers.Provider], settings: Settings
+) -> dict[str, dict[str, Any]]:
+    """Only of what keeps things for backward: inference holds its output and little else."""
+    if not settings.memory or case.mode not in ("training", "forward"):
+        return {}
+    reason = memory.unsupported(settings.device)
+    entries: dict[str, dict[str, Any]] = {}
+    for provider in contestants:
+        if provider.name not in ready:
+            continue
+        if reason or provider.own_memory:
+            entries[provider.name] = {"peak_bytes": None, "peak_note": reason or provider.own_memory}
+            continue
+        contestant = ready[provider.name]
+        with contestant.scope():
+            entries[provider.name] = {"peak_bytes": memory.peak(contestant.step, settings.device)}
+    return entries
+
+
+def _short(samples: list[float]) -> list[float]:
+    return [float(f"{value:.4g}") for value in samples]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.util
 import json
 import random
 import statistics
@@ -29,6 +28,7 @@ from rnnkernels import info
 
 from . import machine, report
 from .gate import FLOOR_ULP
+from .providers import onnx_runtime
 
 #: Grows when a key of the result file changes its meaning or goes away.
 SCHEMA = 1
@@ -51,15 +51,9 @@ def contestants(module: nn.RNNBase) -> dict[str, Step]:
         OURS: stream.step,
         "stream, bfloat16 weights": narrow.step,
     }
-    if onnx_runtime_missing() is None:
+    if onnx_runtime.missing() is None:
         steps["ONNX Runtime"], steps["ONNX Runtime, bound"] = _onnx_steps(module)
     return steps
-
-
-def onnx_runtime_missing() -> str | None:
-    """Why ONNX Runtime is not timed, or None if it is."""
-    missing = [name for name in ("onnxruntime", "onnx") if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(missing)}" if missing else None
 
 
 def _module_step(module: nn.RNNBase) -> Step:
@@ -74,17 +68,11 @@ def _module_step(module: nn.RNNBase) -> Step:
 
 
 def _onnx_steps(module: nn.RNNBase) -> tuple[Step, Step]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = torch.get_num_threads()
-    model = _onnx_model(module).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    graph = onnx_runtime.model(module.mode.lower(), module.state_dict(), module.num_layers, states=True)
+    session = onnx_runtime.session(graph)
     names = [output.name for output in session.get_outputs()]
-    n_states = len(names) - 1
-    zeros = numpy.zeros((module.num_layers, 1, 1, module.hidden_size), numpy.float32)
-
-    feed = {f"in{i}": zeros[0].copy() for i in range(n_states)}
+    zeros = numpy.zeros((1, 1, module.hidden_size), numpy.float32)
+    feed = {f"in{i}": zeros for i in range(len(names) - 1)}
 
     def run(x: Tensor) -> Tensor:
         feed["x"] = x.numpy()[None]
@@ -93,84 +81,7 @@ def _onnx_steps(module: nn.RNNBase) -> tuple[Step, Step]:
             feed[f"in{i}"] = state
         return torch.from_numpy(output).view(1, -1)
 
-    # Two sets of states, each written from the other; inputs are copied to where they are bound.
-    def value(shape: Sequence[int]) -> Any:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(numpy.zeros(shape, numpy.float32))
-
-    x_value, y_value = value((1, 1, module.input_size)), value((1, 1, 1, module.hidden_size))
-    states = [[value(zeros[0].shape) for _ in range(n_states)] for _ in range(2)]
-    x_bound, y_bound = x_value.numpy(), torch.from_numpy(y_value.numpy()).view(1, -1)
-    bindings = []
-    for before, after in (states, states[::-1]):
-        binding = session.io_binding()
-        binding.bind_ortvalue_input("x", x_value)
-        binding.bind_ortvalue_output(names[0], y_value)
-        for i in range(n_states):
-            binding.bind_ortvalue_input(f"in{i}", before[i])
-            binding.bind_ortvalue_output(f"out{i}", after[i])
-        bindings.append(binding)
-    turn = 0
-    last: Tensor | None = None
-
-    def run_bound(x: Tensor) -> Tensor:
-        nonlocal turn, last
-        if x is not last:
-            x_bound[0], last = x.numpy(), x
-        session.run_with_iobinding(bindings[turn])
-        turn = 1 - turn
-        return y_bound
-
-    return run, run_bound
-
-
-def _onnx_model(module: nn.RNNBase) -> Any:
-    """Nodes of ONNX's LSTM or GRU in a row; inputs x and the states in0, in1, ..., outputs y and out0, out1, ..."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    # ONNX stacks the gates i, o, f, g and z, r, n.
-    order = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}[module.mode]
-    hidden, states = module.hidden_size, ("h", "c")[: 2 if module.mode == "LSTM" else 1]
-
-    def gates(name: str) -> numpy.ndarray:
-        parameter = getattr(module, name).detach()
-        return torch.cat([parameter.chunk(len(order))[gate] for gate in order]).numpy()[None]
-
-    def described(name: str, *shape: int) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    nodes, initializers, width = [], [], len(states)
-    for layer in range(module.num_layers):
-        weights = {
-            "W": gates(f"weight_ih_l{layer}"),
-            "R": gates(f"weight_hh_l{layer}"),
-            "B": numpy.concatenate([gates(f"bias_ih_l{layer}"), gates(f"bias_hh_l{layer}")], axis=1),
-        }
-        initializers += [numpy_helper.from_array(numpy.ascontiguousarray(w), f"{key}{layer}") for key, w in weights.items()]
-        input = "x" if layer == 0 else f"x{layer}"
-        last = layer == module.num_layers - 1
-        own = range(layer * width, (layer + 1) * width)
-        options = {"linear_before_reset": 1} if module.mode == "GRU" else {}
-        nodes.append(
-            helper.make_node(
-                module.mode,
-                [input, *(f"{key}{layer}" for key in weights), "", *(f"in{i}" for i in own)],
-                ["y" if last else f"y{layer}", *(f"out{i}" for i in own)],
-                hidden_size=hidden,
-                **options,
-            )
-        )
-        if not last:  # (T, directions, N, H) -> (T, N, H)
-            initializers.append(numpy_helper.from_array(numpy.array([1, 1, hidden], numpy.int64), f"shape{layer}"))
-            nodes.append(helper.make_node("Reshape", [f"y{layer}", f"shape{layer}"], [f"x{layer + 1}"]))
-    all_states = range(module.num_layers * width)
-    graph = helper.make_graph(
-        nodes,
-        "step",
-        [described("x", 1, 1, module.input_size), *(described(f"in{i}", 1, 1, hidden) for i in all_states)],
-        [described("y", 1, 1, 1, hidden), *(described(f"out{i}", 1, 1, hidden) for i in all_states)],
-        initializers,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return run, onnx_runtime.bound_step(graph, batch=1)
 
 
 # --- checking ------------------------------------------------------------------------------------------------------------
@@ -259,14 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    if (reason := onnx_runtime_missing()) is not None:
+    if (reason := onnx_runtime.missing()) is not None:
         print(f"without ONNX Runtime: {reason}", file=sys.stderr)
     result = {
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": machine.commit(),
         "machine": machine.describe(),
-        "versions": info.collect()["versions"] | {"onnxruntime": _onnx_runtime_version()},
+        "versions": info.collect()["versions"] | {"onnxruntime": onnx_runtime.version()},
         "settings": {"seconds": options.seconds, "threads": options.threads, "seed": options.seed},
         "load_average_before": machine.load_average(),
         "cases": [],
@@ -299,14 +210,6 @@ def _line(case: dict[str, Any]) -> str:
         return f"{name} refused: {'; '.join(case['refused'])}"
     times = (f"{who} {r['median_us']:.2f} us (stream {r['stream_is_faster_by']:.2f}x)" for who, r in case["results"].items())
     return f"{name} {', '.join(times)}"
-
-
-def _onnx_runtime_version() -> str | None:
-    if onnx_runtime_missing() is not None:
-        return None
-    import onnxruntime
-
-    return onnxruntime.__version__
 
 
 if __name__ == "__main__":

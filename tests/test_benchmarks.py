@@ -1,16 +1,20 @@
 """``python -m benchmarks`` times only what computes the right thing, and its files say what was measured."""
 
+import dataclasses
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import machine, providers, report, runner
-from benchmarks.cases import GRIDS, Case, make_problem
+from benchmarks import figures, machine, providers, report, results, runner
+from benchmarks.cases import Case, make_problem
 from benchmarks.gate import Gate, Mismatch
-from benchmarks.timing import Contestant, interleave
+from benchmarks.grids import GRIDS
+from benchmarks.providers import modules
+from benchmarks.timing import CacheFlush, Contestant, interleave, largest_cache
 
 QUICK = ["--seconds", "0.001", "--min-rounds", "2", "--threads", "1"]
 
@@ -26,7 +30,8 @@ def keep_thread_count():
 def tiny_result(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmarks") / "machine" / "tiny.json"
     names = "rnnkernels,rnnkernels:reference"
-    assert command.main(["run", "--grid", "tiny", "--out", str(out), "--providers", names, *QUICK]) == 0
+    arguments = ["run", "--grid", "tiny", "--out", str(out), "--providers", names, "--cold-rounds", "2", *QUICK]
+    assert command.main(arguments) == 0
     return json.loads(out.read_text())
 
 
@@ -38,19 +43,32 @@ def _wrong(shift):
             output, hidden = super().forward(*args)
             return output + shift, hidden
 
-    return providers.Provider("wrong", {"lstm": ShiftedLSTM})
+    return providers.Provider("wrong", lambda problem: modules.prepare({"lstm": ShiftedLSTM}, problem))
+
+
+def _compute(name, problem):
+    return providers.make(name).prepare(problem).results()
+
+
+def _quick(**changes):
+    return runner.Settings(**{"seconds": 0.001, "min_rounds": 2, "threads": 1, "seed": 0, **changes})
 
 
 CASE = Case("lstm", "inference", 4, 3, 5, 6)
 
 
 def test_result_file_says_on_what_with_what_and_how_it_was_measured(tiny_result):
-    assert tiny_result["schema"] == runner.SCHEMA
+    assert tiny_result["schema"] == results.SCHEMA
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", tiny_result["date"])
     assert tiny_result["versions"]["torch"] == torch.__version__
-    assert tiny_result["settings"] == {"seconds": 0.001, "min_rounds": 2, "threads": 1, "seed": 0}
+    assert tiny_result["settings"] == {
+        **{"seconds": 0.001, "min_rounds": 2, "threads": 1, "seed": 0},
+        **{"cold_rounds": 2, "memory": True, "device": "cpu"},
+    }
     assert {"name", "cpu", "torch_isa", "physical_cores"} <= set(tiny_result["machine"])
-    assert {"commit", "load_average_before", "load_average_after", "baseline"} <= set(tiny_result)
+    assert {"float32_matmul_precision", "cudnn.allow_tf32"} <= set(tiny_result["switches"])
+    assert {"commit", "clocks", "environment", "load_average_before", "load_average_after"} <= set(tiny_result)
+    assert tiny_result["baseline"] == "torch.nn" and tiny_result["device"] == "cpu" and tiny_result["absent"] == {}
 
 
 def test_result_file_has_the_times_of_every_case_and_provider(tiny_result):
@@ -59,6 +77,9 @@ def test_result_file_has_the_times_of_every_case_and_provider(tiny_result):
         assert row["group"] == Case(**row["case"]).group
         assert set(row["results"]) == {"torch.nn", "rnnkernels", "rnnkernels:reference"}
         for entry in row["results"].values():
+            assert len(entry["samples_s"]) == entry["rounds"]
+            assert 0 < entry["cold"]["p20_s"] <= entry["cold"]["median_s"]
+            assert ("peak_bytes" in entry) == (row["case"]["mode"] == "training")
             assert 0 < entry["p20_s"] <= entry["median_s"] <= entry["p80_s"]
             assert entry["speedup_p20"] <= entry["speedup"] <= entry["speedup_p80"]
             assert entry["budget_used"] <= 1
@@ -76,8 +97,7 @@ def test_no_host_name_gets_into_a_result_file(tiny_result):
 
 
 def test_a_wrong_provider_is_refused_and_not_timed():
-    settings = runner.Settings(seconds=0.001, min_rounds=2, threads=1, seed=0)
-    result = runner.run([CASE], [providers.make("torch.nn"), _wrong(1e-3)], settings)
+    result = runner.run([CASE], [providers.make("torch.nn"), _wrong(1e-3)], _quick())
     entry = result["cases"][0]["results"]["wrong"]
     assert "median_s" not in entry
     assert "the error of output is" in entry["error"]
@@ -97,9 +117,9 @@ def test_a_refused_provider_makes_the_command_fail(monkeypatch, tmp_path, capsys
 def test_the_gate_lets_torch_pass_and_stops_an_error_of_two_percent(dtype):
     problem = make_problem(Case("lstm", "training", 6, 3, 5, 6, dtype=dtype), seed=0)
     gate = Gate(problem)
-    assert gate.check("torch.nn", providers.make("torch.nn").prepare(problem)()) <= 1
+    assert gate.check("torch.nn", _compute("torch.nn", problem)) <= 1
     with pytest.raises(Mismatch, match="output"):
-        gate.check("wrong", _wrong(0.02).prepare(problem)())
+        gate.check("wrong", _wrong(0.02).prepare(problem).results())
 
 
 @pytest.mark.parametrize(
@@ -112,15 +132,14 @@ def test_the_gate_lets_torch_pass_and_stops_an_error_of_two_percent(dtype):
 )
 def test_the_gate_stops_nans_wrong_shapes_and_missing_results(spoil, message):
     problem = make_problem(CASE, seed=0)
-    results = providers.make("torch.nn").prepare(problem)()
     with pytest.raises(Mismatch, match=message):
-        Gate(problem).check("wrong", spoil(results))
+        Gate(problem).check("wrong", spoil(_compute("torch.nn", problem)))
 
 
-def test_a_backend_that_cannot_serve_says_why_in_place_of_times(monkeypatch):
-    provider = providers.Provider("picky", {}, unsupported=lambda case: "it does not like this case")
-    settings = runner.Settings(seconds=0.001, min_rounds=2, threads=1, seed=0)
-    result = runner.run([CASE], [providers.make("torch.nn"), provider], settings)
+def test_a_backend_that_cannot_serve_says_why_in_place_of_times():
+    picky = modules.torch_nn("picky")
+    picky = dataclasses.replace(picky, unsupported=lambda case: "it does not like this case")
+    result = runner.run([CASE], [providers.make("torch.nn"), picky], _quick())
     assert result["cases"][0]["results"]["picky"] == {"unsupported": "it does not like this case"}
     assert runner.failures(result) == []
     assert f"not timed: {CASE}: it does not like this case" in report.losses(result, "picky")
@@ -154,8 +173,24 @@ def test_a_contestant_is_called_within_its_scope_and_only_there():
         assert inside
 
     contestants = {"base": Contestant(step, scope), "other": Contestant(step, scope)}
-    timings = interleave(contestants, "base", seconds=0, min_rounds=3, threads=1, seed=0)
-    assert {timing.rounds for timing in timings.values()} == {3}
+    samples, calls = interleave(contestants, seconds=0, min_rounds=3, seed=0)
+    assert {name: len(own) for name, own in samples.items()} == {"base": 3, "other": 3}
+    assert min(calls.values()) > 1
+
+
+def test_caches_are_emptied_before_every_cold_call_and_only_one_call_is_timed():
+    events = []
+    contestants = {name: Contestant(lambda name=name: events.append(name), nullcontext) for name in "ab"}
+    interleave(contestants, seconds=0, min_rounds=3, seed=0, before=lambda: events.append("flush"))
+    timed = events[2:]  # behind one call of each that is not
+    assert timed[0::2] == ["flush"] * 6 and sorted(timed[1::2]) == ["a"] * 3 + ["b"] * 3
+
+
+def test_what_empties_the_caches_is_larger_than_they_are():
+    flush = CacheFlush("cpu")
+    flush()
+    assert flush.memory.numel() * flush.memory.element_size() == 2 * largest_cache("cpu") >= 2**20
+    assert flush.memory[0] == flush.memory[-1] == 1
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
@@ -180,19 +215,139 @@ def test_machines_are_named_by_hardware():
     assert machine.slug("2 cores Zen 4") == "2-cores-zen-4"
 
 
-def test_readme_table_is_what_its_result_file_renders_to():
-    assert report.readme_is_current(), "run: python -m benchmarks report FILE --update-readme"
+@pytest.mark.parametrize("document", report.documents(), ids=lambda path: path.name)
+def test_tables_in_documents_are_what_their_result_files_render_to(document):
+    assert report.stale_tables(document) == [], "run: python -m benchmarks report FILE --update-docs"
 
 
-def test_readme_table_follows_the_result_file(tmp_path, monkeypatch, tiny_result):
+def test_the_readme_has_its_table():
+    assert report.README.read_text(encoding="utf-8").count("<!-- benchmark: ") == 1
+
+
+def test_figures_are_drawn_from_committed_result_files():
+    sources = {figures.source(path) for path in (report.ROOT / "benchmarks" / "results").glob("*/*.json")}
+    folders = ("docs", "benchmarks/results")
+    drawn = [p for folder in folders for p in (report.ROOT / folder).rglob("*.png") if p.stem in figures.FIGURES]
+    stale = [path for path in drawn if figures.source_of(path) not in sources]
+    assert stale == [], "run: python -m benchmarks report FILE --figures DIR"
+
+
+def test_tables_follow_their_result_files(tmp_path, monkeypatch, tiny_result):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
-    path = tmp_path / "tiny.json"
-    path.write_text(json.dumps(tiny_result))
+    path, guide = tmp_path / "tiny.json", tmp_path / "docs" / "guide.md"
+    results.save(tiny_result, path)
     report.README.write_text("before\n<!-- benchmark: other.json -->\nstale\n<!-- end of benchmark -->\nafter\n")
+    guide.parent.mkdir()
+    guide.write_text("<!-- targets: tiny.json -->\n<!-- end of targets -->\n")
     report.update_readme(path)
-    assert report.readme_is_current()
+    report.update_documents()
     assert report.README.read_text().startswith("before\n<!-- benchmark: tiny.json -->\n| speed-up (worst case) | LSTM inference")
-    tiny_result["cases"][0]["results"]["rnnkernels"]["speedup"] = 123.0
-    path.write_text(json.dumps(tiny_result))
-    assert not report.readme_is_current()
+    assert guide.read_text().startswith("<!-- targets: tiny.json -->\n| target | against |")
+    assert [report.stale_tables(document) for document in (report.README, guide)] == [[], []]
+    tiny_result["cases"][0]["results"]["rnnkernels"] |= {"speedup": 123.0, "samples_s": [1e-9] * 9}
+    tiny_result["cases"][0]["results"]["torch.nn"]["samples_s"] = [1.0] * 9
+    results.save(tiny_result, path)
+    assert [report.stale_tables(document) for document in (report.README, guide)] == [["tiny.json"], ["tiny.json"]]
+
+
+# --- one run, several goes -------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_run_is_taken_up_again_where_it_was_cut(tmp_path, monkeypatch):
+    out = tmp_path / "cut.json"
+    arguments = [
+        "run",
+        "--cells",
+        "gru",
+        "--modes",
+        "inference",
+        "--T",
+        "2,3,4",
+        "--B",
+        "1",
+        "--H",
+        "5",
+        "--out",
+        str(out),
+        *QUICK,
+    ]
+    measure, measured = runner._measure, []
+
+    def cut(problem, *rest):
+        measured.append(problem.case.T)
+        if measured == [2, 3]:
+            raise KeyboardInterrupt
+        return measure(problem, *rest)
+
+    monkeypatch.setattr(runner, "_measure", cut)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(arguments)
+    first = results.load(out)
+    assert [row["case"]["T"] for row in first["cases"]] == [2]
+    assert command.main([*arguments, "--resume"]) == 0
+    whole = results.load(out)
+    assert measured == [2, 3, 3, 4]
+    assert [row["case"]["T"] for row in whole["cases"]] == [2, 3, 4]
+    assert whole["cases"][0] == first["cases"][0] and whole["wall"] == first["wall"]
+
+
+def test_a_run_is_not_taken_up_under_other_settings(tmp_path, capsys):
+    out = tmp_path / "other.json"
+    arguments = ["run", "--cells", "gru", "--modes", "inference", "--T", "2", "--B", "1", "--H", "5", "--out", str(out), *QUICK]
+    assert command.main(arguments) == 0
+    before = out.read_text()
+    assert command.main([*arguments, "--resume", "--seed", "1"]) == 2
+    assert "settings.seed was 0, is 1" in capsys.readouterr().err
+    assert out.read_text() == before
+
+
+def test_files_of_the_first_schema_are_still_read():
+    old = results.load(report.ROOT / "benchmarks" / "results" / "2-cores-zen-4" / "cpu.json")
+    assert old["schema"] == 1 and "missing" in old["wall"] and old["absent"] == {}
+    case, row = next(results.timed(old, "torch.nn", "rnnkernels"))
+    assert row["operations"] == 2 * row["rows"] * 4 * case.H * (case.I + case.H)
+    assert results.times_faster(row, "rnnkernels", "torch.nn") == row["results"]["rnnkernels"]["speedup"]
+    assert "| LSTM inference, dense |" in report.render(old)
+
+
+@pytest.mark.parametrize(("content", "message"), [('{"a": 1}', "not a result file"), ("[]", "not a result")])
+def test_what_is_no_result_file_is_refused(tmp_path, content, message):
+    (tmp_path / "file.json").write_text(content)
+    with pytest.raises(results.UnreadableResult, match=message):
+        results.load(tmp_path / "file.json")
+
+
+def test_a_file_of_a_later_version_is_refused(tmp_path, tiny_result):
+    (tmp_path / "file.json").write_text(json.dumps(tiny_result | {"schema": results.SCHEMA + 1}))
+    with pytest.raises(results.UnreadableResult, match="reads up to"):
+        results.load(tmp_path / "file.json")
+
+
+def test_a_grid_and_flags_exclude_each_other(capsys):
+    assert command.main(["run", "--grid", "tiny", "--T", "3", *QUICK]) == 2
+    assert "give one or the other" in capsys.readouterr().err
+
+
+def test_the_flags_make_every_combination(tiny_result):
+    options = command._parser().parse_args(
+        ["run", "--T", "1,5", "--H", "8,16", "--modes", "inference,streaming", "--cells", "gru"]
+    )
+    cases = command._cases(options)
+    assert {(case.mode, case.T, case.B, case.H) for case in cases} == {
+        *(("inference", t, b, h) for t in (1, 5) for b in (1, 16) for h in (8, 16)),
+        *(("streaming", 1, b, h) for b in (1, 16) for h in (8, 16)),
+    }
+    assert len(cases) == 12
+
+
+def test_the_targets_grid_spans_what_the_targets_are_about():
+    cases = list(GRIDS["targets"]())
+    assert len(set(cases)) == len(cases)
+    dense = [case for case in cases if case.variant == "dense" and case.mode != "streaming"]
+    assert (
+        ({1, 1000} <= {c.T for c in dense}) and {1, 128} <= {c.B for c in dense} and {32, 63, 650, 1024} <= {c.H for c in dense}
+    )
+    assert {"packed", "bidirectional", "2 layers", "projection", "bfloat16"} <= {case.variant for case in cases}
+    # What is held against the same case dense, or in float32, needs it in the grid.
+    assert all(dataclasses.replace(c, packed=False, dtype="float32") in cases for c in cases if c.packed or c.dtype != "float32")

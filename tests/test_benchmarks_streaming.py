@@ -30,9 +30,9 @@ def test_contestants_compute_what_torch_nn_does(cell, native_library):
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_onnx_runtime_is_given_the_same_layers(cell, layers):
-    reason = streaming.onnx_runtime_missing()
+    reason = streaming.onnx_runtime.missing()
     if reason is not None:
-        pytest.skip(f"ONNX Runtime is {reason}")
+        pytest.skip(reason)
     module, inputs = module_and_inputs(cell, layers)
     plain, bound = streaming._onnx_steps(module)
     assert streaming.mismatches(module, {"plain": plain, "bound": bound}, inputs) == []

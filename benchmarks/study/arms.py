@@ -9,8 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Blocks of rows in W_ih and W_hh.
-GATES = {"lstm": 4, "gru": 3}
+from torch import nn
+
+import rnnkernels
+
+from .. import flops
+from ..cases import TORCH_CLASSES, Case
+from ..flops import GATES
+from ..providers import BASELINE, OURS
+
+#: Library -> cell -> class.
+CLASSES: dict[str, dict[str, type[nn.Module]]] = {
+    BASELINE: dict(TORCH_CLASSES),
+    OURS: {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU},
+}
 EQUAL_HIDDEN, EQUAL_PARAMETERS = "equal hidden size", "equal parameters"
 LSTM, GRU, WIDE_GRU = "LSTM", "GRU", "GRU, as many parameters"
 #: The GRU that stands against the LSTM in each of the two comparisons.
@@ -47,9 +59,10 @@ def layer_parameters(cell: str, input_size: int, hidden_size: int) -> int:
 
 def forward_flops(cell: str, input_size: int, hidden_size: int, steps: int, batch: int) -> int:
     """The products of a layer, a multiply-add being two: 2 G H (I + H) per step and sequence."""
-    return 2 * GATES[cell] * hidden_size * (input_size + hidden_size) * steps * batch
+    return flops.operations(Case(cell, "inference", steps, batch, input_size, hidden_size), steps * batch)
 
 
 def backward_flops(cell: str, input_size: int, hidden_size: int, steps: int, batch: int) -> int:
     """A gradient of the inputs and one of the weights for each product, but none of the states before the first step."""
-    return 2 * forward_flops(cell, input_size, hidden_size, steps, batch) - 2 * GATES[cell] * hidden_size**2 * batch
+    backward = flops.operations(Case(cell, "backward", steps, batch, input_size, hidden_size), steps * batch)
+    return backward - 2 * GATES[cell] * hidden_size**2 * batch

@@ -13,9 +13,7 @@ from rnnkernels.backends import reference
 
 from .. import providers
 from ..cases import TORCH_CLASSES, Case, make_problem
-from .arms import Arm, arms, backward_flops, forward_flops, layer_parameters
-
-PROVIDERS = (providers.BASELINE, providers.OURS)
+from .arms import CLASSES, Arm, arms, backward_flops, forward_flops, layer_parameters
 
 
 def measure(hidden_size: int, steps: int, batch: int, seed: int) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def _arm(arm: Arm, input_size: int, steps: int, batch: int, seed: int) -> dict[s
         "forward_flops": counted_by_torch(*shape),
         "forward_flops_formula": forward_flops(*shape),
         "backward_flops_formula": backward_flops(*shape),
-        "memory": {name: memory(case, name, seed) for name in PROVIDERS},
+        "memory": {name: memory(case, name, seed) for name in CLASSES},
     }
 
 
@@ -82,17 +80,15 @@ def memory(case: Case, provider: str, seed: int) -> dict[str, int]:
     What oneDNN allocates for itself within a call is not among them.
     """
     problem = make_problem(case, seed)
-    chosen = providers.make(provider)
-    module = chosen.classes[case.cell](**case.options())
+    step = providers.make(provider).prepare(problem).call
+    module = CLASSES[provider][case.cell](**case.options())
     module.load_state_dict(problem.weights)
-    step = chosen.prepare(problem)
-    x = problem.input.requires_grad_()
+    x = problem.input.clone().requires_grad_()
     kept: list[Any] = []
-    with chosen.scope():
-        step(), module(x)  # buffers that are made once
-        activations, _ = allocated(lambda: kept.append(module(x)))
-        kept.clear()
-        _, peak = allocated(step)
+    step(), module(x)  # buffers that are made once
+    activations, _ = allocated(lambda: kept.append(module(x)))
+    kept.clear()
+    _, peak = allocated(step)
     return {"activations": activations, "peak": peak}
 
 

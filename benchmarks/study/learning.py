@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import rnnkernels
-
+from .. import providers
+from .arms import CLASSES
 from .tasks import Task, Text, columns
 
 #: Makes the recurrent module: (cell, input size, hidden size) -> nn.LSTM, nn.GRU or another with their interface.
@@ -21,7 +21,7 @@ SOLVED = 0.99
 
 
 def ours(cell: str, input_size: int, hidden_size: int, **options: Any) -> nn.Module:
-    return {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}[cell](input_size, hidden_size, **options)
+    return CLASSES[providers.OURS][cell](input_size, hidden_size, **options)
 
 
 class Sequence(nn.Module):

@@ -11,12 +11,9 @@ import torch
 from torch import nn
 
 from .. import providers
-from ..cases import TORCH_CLASSES
 from . import ablations, footprint, learning, series, speech, speed, tasks
-from .arms import GATES, Arm, arms
+from .arms import CLASSES, GATES, Arm, arms
 from .store import Part
-
-PROVIDERS = footprint.PROVIDERS
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def _layers(scale: Scale) -> Part:
         )
         for size in scale.hidden_sizes
         for mode in ("training", "inference")
-        for provider in PROVIDERS
+        for provider in CLASSES
     }
     settings = LAYER | {"hidden_sizes": list(scale.hidden_sizes), "seconds": scale.seconds}
     return Part("layer times", units, settings, threads=_timed_threads(), timed=True)
@@ -140,7 +137,7 @@ def _streaming(scale: Scale) -> Part:
     units = {
         f"{provider} H={size}": functools.partial(speed.streaming, provider, size, scale.seconds, 0)
         for size in scale.stream_sizes
-        for provider in PROVIDERS
+        for provider in CLASSES
     }
     settings = {"hidden_sizes": list(scale.stream_sizes), "seconds": scale.seconds}
     return Part("streaming", units, settings, threads=1, timed=True)
@@ -162,7 +159,7 @@ def _language_step(scale: Scale) -> Part:
         compared = language_arms(scale, characters)
         return speed.language_step(provider, compared, characters, **LANGUAGE, seconds=scale.seconds, seed=0)
 
-    units = {provider: functools.partial(unit, provider) for provider in PROVIDERS}
+    units = {provider: functools.partial(unit, provider) for provider in CLASSES}
     settings = LANGUAGE | {"hidden_size": scale.language_hidden, "seconds": scale.seconds}
     return Part("language step", units, settings, threads=_timed_threads(), timed=True)
 
@@ -190,7 +187,7 @@ def _agreement(scale: Scale) -> Part:
     options = {"steps": AGREEMENT_STEPS, "learning_rate": LANGUAGE_RATE, "every": AGREEMENT_STEPS}
 
     def theirs(cell: str, input_size: int, hidden_size: int) -> nn.Module:
-        return TORCH_CLASSES[cell](input_size, hidden_size)
+        return CLASSES[providers.BASELINE][cell](input_size, hidden_size)
 
     def nudge(seed: int) -> Callable[[nn.Module], None]:
         generator = torch.Generator().manual_seed(seed)

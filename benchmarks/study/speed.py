@@ -10,6 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -21,11 +22,12 @@ from .. import providers
 from ..cases import Case, make_problem
 from ..gate import Gate
 from ..timing import Contestant, interleave, summarize
-from .arms import LSTM, Arm, arms, layer_parameters
+from .arms import CLASSES, LSTM, Arm, arms, layer_parameters
 from .learning import Language
 
 #: Single steps of a stream that are timed per arm and round.
 STEPS_PER_ROUND = 300
+LEAST_ROUNDS = 9
 
 
 def layer(provider: str, mode: str, hidden_size: int, steps: int, batch: int, seconds: float, seed: int) -> dict[str, Any]:
@@ -34,12 +36,10 @@ def layer(provider: str, mode: str, hidden_size: int, steps: int, batch: int, se
     contestants = {}
     for arm in arms(hidden_size, lambda cell, size: layer_parameters(cell, hidden_size, size)):
         problem = make_problem(Case(arm.cell, mode, steps, batch, hidden_size, arm.hidden_size), seed)
-        step = chosen.prepare(problem)
-        with chosen.scope():
-            Gate(problem).check(provider, step())  # a wrong result's time is nobody's concern
-        contestants[arm.name] = Contestant(step, chosen.scope)
-    times = interleave(contestants, LSTM, seconds=seconds, min_rounds=9, threads=torch.get_num_threads(), seed=seed)
-    return {name: asdict(timing) for name, timing in times.items()}
+        prepared = chosen.prepare(problem)
+        Gate(problem).check(provider, prepared.results())  # a wrong result's time is nobody's concern
+        contestants[arm.name] = prepared.call
+    return _times(contestants, seconds, seed)
 
 
 def streaming(provider: str, hidden_size: int, seconds: float, seed: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def streaming(provider: str, hidden_size: int, seconds: float, seed: int) -> dic
         for step in steps.values():
             _singles(step, x)
         deadline = time.monotonic() + seconds * len(steps)
-        while time.monotonic() < deadline or len(percentiles[LSTM]["p50"]) < 9:
+        while time.monotonic() < deadline or len(percentiles[LSTM]["p50"]) < LEAST_ROUNDS:
             shuffle(order)
             for name in order:
                 singles = _singles(steps[name], x)
@@ -71,7 +71,7 @@ def streaming(provider: str, hidden_size: int, seconds: float, seed: int) -> dic
 
 
 def _step(provider: str, arm: Arm, input_size: int) -> Callable[[Tensor], object]:
-    module = providers.make(provider).classes[arm.cell](input_size, arm.hidden_size)
+    module = CLASSES[provider][arm.cell](input_size, arm.hidden_size)
     if provider != providers.BASELINE:
         return module.stream().step
     state = None
@@ -98,16 +98,18 @@ def language_step(
 ) -> dict[str, Any]:
     """-> arm -> seconds per training step of the model that :func:`.learning.learn_language` trains, its optimizer included."""
     text = torch.randint(0, characters, (length + 1, batch), generator=torch.Generator().manual_seed(seed))
-    classes = providers.make(provider).classes
     contestants = {}
     for arm in compared:
         torch.manual_seed(seed)
-        contestants[arm.name] = Contestant(
-            _language_step(Language(classes[arm.cell](embedding, arm.hidden_size), characters), text),
-            providers.make(provider).scope,
-        )
-    times = interleave(contestants, LSTM, seconds=seconds, min_rounds=9, threads=torch.get_num_threads(), seed=seed)
-    return {name: asdict(timing) for name, timing in times.items()}
+        model = Language(CLASSES[provider][arm.cell](embedding, arm.hidden_size), characters)
+        contestants[arm.name] = _language_step(model, text)
+    return _times(contestants, seconds, seed)
+
+
+def _times(steps: dict[str, Callable[[], object]], seconds: float, seed: int) -> dict[str, Any]:
+    contestants = {name: Contestant(step, nullcontext) for name, step in steps.items()}
+    samples, calls = interleave(contestants, seconds=seconds, min_rounds=LEAST_ROUNDS, seed=seed)
+    return {name: asdict(summarize(own, samples[LSTM], calls[name])) for name, own in samples.items()}
 
 
 def _language_step(model: Language, text: Tensor) -> Callable[[], None]:

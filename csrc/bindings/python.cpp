@@ -1,5 +1,5 @@
-// The optional module rnnkernels._C: facts about this build, plans of the CUDA kernels, and streams. The operators do not
-// need it.
+// The optional module rnnkernels._C: facts about this build, plans of the kernels, streams, and what the machine can do at
+// most. The operators do not need it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,8 +8,10 @@
 #include <string>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/sequence.h"
 #include "../cuda/plan.h"
 #include "stream.h"
+#include "wall.h"
 
 namespace py = pybind11;
 
@@ -67,10 +69,27 @@ py::dict cuda_plan(const std::string& cell, const std::string& dtype, bool backw
   return result;
 }
 
+// Names are those of Layer. The division does not depend on the instruction set.
+py::dict cpu_division(const std::string& cell, int64_t steps, int64_t batch, int64_t input_size, int64_t hidden_size,
+                      int64_t state_size, int directions, bool has_projection, int threads) {
+  using namespace rnnkernels::cpu;
+  if (cell != "lstm" && cell != "gru") throw std::invalid_argument("cell must be lstm or gru");
+  if (steps < 1 || batch < 1 || input_size < 1 || hidden_size < 1 || state_size < 1 || threads < 1)
+    throw std::invalid_argument("sizes must be positive");
+  if (directions != 1 && directions != kMostDirections) throw std::invalid_argument("directions must be 1 or 2");
+  const Layer layer{Dtype::kFloat32, steps, batch, steps * batch, nullptr, input_size, hidden_size, state_size,
+                    directions, true, has_projection};
+  const auto division = RNNKERNELS_ISA::divide(layer, cell == "lstm" ? 4 : 3, threads);
+  py::dict result;
+  result["slices"] = division.slices;
+  result["by_units"] = division.by_units;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Facts about the native build of rnnkernels, plans of its CUDA kernels, and streams.";
+  m.doc() = "Facts about the native build of rnnkernels, plans of its kernels, streams, and the machine's limits.";
   m.def("build_info", &build_info,
         "Compiler, flags, torch version and instruction sets of the build, and the set chosen in this process "
         "(cpu_isa, or None and the reason in cpu_isa_error when RNNKERNELS_CPU_ISA cannot be served).");
@@ -80,5 +99,11 @@ PYBIND11_MODULE(_C, m) {
         py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("backward"), py::arg("hidden"), py::arg("batch"),
         py::arg("directions") = 1, py::arg("projected") = false, py::arg("compute_capability"), py::arg("multiprocessors"),
         py::arg("shared_bytes"), py::arg("most_cluster"), py::arg("persistent_only") = false);
+  m.def("cpu_division", &cpu_division,
+        "How the CPU kernels would divide a dense layer among threads: into how many slices of the batch for each direction, or "
+        "(by_units) by the units of every step.",
+        py::kw_only(), py::arg("cell"), py::arg("steps"), py::arg("batch"), py::arg("input_size"), py::arg("hidden_size"),
+        py::arg("state_size"), py::arg("directions") = 1, py::arg("has_projection") = false, py::arg("threads"));
   rnnkernels::python::bind_stream(m);
+  rnnkernels::python::bind_wall(m);
 }

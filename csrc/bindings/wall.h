@@ -1,0 +1,10 @@
+// Adds the measurements of cpu/wall.h to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace rnnkernels::python {
+
+void bind_wall(pybind11::module_& m);
+
+}  // namespace rnnkernels::python

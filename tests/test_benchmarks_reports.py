@@ -1,0 +1,222 @@
+"""What ``python -m benchmarks`` makes of result files: comparisons, explanations, reports and figures, from made-up numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import compare, explain, figures, flops, report, results
+from benchmarks.cases import Case
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LIMITS = {
+    "source": "made up",
+    "float32_flops": {"1": 50e9, "2": 100e9},
+    "bfloat16_flops": {"1": None, "2": None},
+    "read_bytes_per_s": {n: [[2**k, 1e11 / k] for k in range(14, 27)] for n in ("1", "2")},
+    "step_s": {"lstm": 70e-9, "gru": 60e-9},
+    "handover_s": 1e-7,
+}
+
+
+def entry(seconds: float, base: float) -> dict:
+    times = {"median_s": seconds, "p20_s": 0.95 * seconds, "p80_s": 1.05 * seconds, "samples_s": [seconds] * 3}
+    ratio = base / seconds
+    return {**times, "speedup": ratio, "speedup_p20": 0.95 * ratio, "speedup_p80": 1.05 * ratio, "rounds": 3}
+
+
+def row(case: Case, base: float, **ours: float) -> dict:
+    rows = sum(case.lengths(seed=0))
+    return {
+        **{"case": case.as_dict(), "group": case.group, "rows": rows, "operations": flops.operations(case, rows)},
+        **{"wall_flops": 100e9, "baseline_kernel": "unfused, a library call an operation"},
+        "results": {"torch.nn": entry(base, base), **{name: entry(seconds, base) for name, seconds in ours.items()}},
+    }
+
+
+@pytest.fixture
+def result() -> dict:
+    rows = [
+        row(Case(cell, mode, T, B, H, H), 4e-3, rnnkernels=2e-3 if H == 64 else 5e-3, jax=4e-3)
+        for cell in ("lstm", "gru")
+        for mode in ("inference", "training")
+        for T, B in ((10, 1), (100, 1), (100, 16))
+        for H in (64, 256)
+    ]
+    rows[0]["results"]["jax"] = {"unsupported": "a scan has no ragged sequences"}
+    rows[1]["results"]["rnnkernels"] |= {"peak_bytes": 3 << 20, "cold": entry(9e-3, 4e-3)}
+    return {
+        **{"schema": results.SCHEMA, "date": "2026-01-01", "commit": "0" * 40, "device": "cpu", "baseline": "torch.nn"},
+        **{"machine": {"name": "2 cores made up", "torch_isa": "AVX2"}, "versions": {"torch": "2.13.0"}},
+        **{"settings": {"threads": 2, "min_rounds": 3, "seed": 0}, "absent": {"haste": "haste is not installed"}},
+        **{"load_average_before": 0.1, "load_average_after": 0.2, "wall": LIMITS, "cases": rows},
+    }
+
+
+def slower(result: dict, factor: float, name: str = "rnnkernels") -> dict:
+    after = copy.deepcopy(result)
+    base = after["cases"][0]["results"]["torch.nn"]["median_s"]
+    after["cases"][0]["results"][name] = entry(factor * result["cases"][0]["results"][name]["median_s"], base)
+    return after
+
+
+# --- compare -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_down_beyond_the_spread_is_significant(result):
+    (first, *rest) = compare.changes(result, slower(result, 1.5), ["rnnkernels"])
+    assert first.ratio == pytest.approx(1.5) and first.significant
+    assert all(change.ratio == 1 and not change.significant for change in rest)
+    assert len(rest) == len(result["cases"]) - 1
+
+
+def test_a_slow_down_within_the_spread_is_not_significant(result):
+    assert not any(change.significant for change in compare.changes(result, slower(result, 1.08)))
+
+
+def test_speed_ups_are_compared_where_the_machine_was_slower_as_a_whole(result):
+    after = copy.deepcopy(result)
+    for one in after["cases"]:
+        for name, found in one["results"].items():
+            if "median_s" in found:
+                one["results"][name] = entry(3 * found["median_s"], 3 * one["results"]["torch.nn"]["median_s"])
+        base = 4e-3 * 3
+        for name, found in one["results"].items():
+            if "median_s" in found:
+                one["results"][name] = entry(found["median_s"], base)
+    assert all(change.significant for change in compare.changes(result, after))
+    by_speedup = compare.changes(result, after, by="speedup")
+    assert by_speedup and not any(change.significant for change in by_speedup)
+    assert "torch.nn" not in {change.provider for change in by_speedup}
+
+
+def test_compare_fails_above_a_limit_and_only_then(result, tmp_path, capsys):
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    results.save(result, before)
+    results.save(slower(result, 1.3), after)
+    arguments = ["compare", str(before), str(after), "--providers", "rnnkernels"]
+    assert command.main(arguments) == 0
+    assert command.main([*arguments, "--fail-above", "1.4"]) == 0
+    capsys.readouterr()
+    assert command.main([*arguments, "--fail-above", "1.2"]) == 1
+    printed = capsys.readouterr()
+    assert "slower: LSTM inference, dense: T=10 B=1 I=64 H=64, rnnkernels: 1.300" in printed.err
+    assert "| rnnkernels | 24 | 1.011 | 1 | 0 |" in printed.out
+
+
+def test_what_was_not_the_same_is_said(result):
+    after = copy.deepcopy(result)
+    after["machine"]["name"] = "another"
+    assert "machine: 2 cores made up before, another after" in compare.render(result, after, compare.changes(result, after))
+
+
+def test_files_without_a_common_case_fail(result, tmp_path, capsys):
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    results.save(result, before)
+    results.save({**result, "cases": []}, after)
+    assert command.main(["compare", str(before), str(after), "--fail-above", "2"]) == 1
+    assert "no case in common" in capsys.readouterr().out
+
+
+# --- explain -------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_explanation_names_the_limit_that_binds(result):
+    case = Case("lstm", "inference", 50, 64, 512, 512)
+    measured = row(case, 0.4, rnnkernels=0.3)
+    text = explain.render(result, measured)
+    operations = 2 * 50 * 64 * 4 * 512 * 1024
+    assert f"{operations * 1e-9:.3g} GFLOP in matrix products, 50 % of them one step after the other" in text
+    assert "rnnkernels takes 300 ms: 2.24 times the limit that binds, products; 45 % of the multiply-add wall" in text
+    assert "8 MiB of weights, 4 MiB of them needed at every step" in text
+
+
+def test_a_small_recurrence_is_bound_by_its_steps(result):
+    case = Case("gru", "inference", 1000, 1, 8, 8)
+    assert "the limit that binds, steps;" in explain.render(result, row(case, 1e-3, rnnkernels=1e-4))
+
+
+def test_weights_that_do_not_fit_bind_a_batch_of_one(result):
+    case = Case("gru", "inference", 100, 1, 1024, 1024)
+    assert "the limit that binds, weights;" in explain.render(result, row(case, 1.0, rnnkernels=0.5))
+
+
+def test_the_kernels_division_is_told(result, native_library):
+    wide = explain.render(result, row(Case("lstm", "inference", 50, 64, 512, 512), 1.0, rnnkernels=0.5))
+    assert "2 slices of the batch: 2 of 2 threads busy" in wide
+    single = explain.render(result, row(Case("lstm", "inference", 50, 1, 512, 512), 1.0, rnnkernels=0.5))
+    assert "2 threads share the units of every step" in single and "wait for each other at each: 0.005 ms at least" in single
+
+
+def test_explain_measures_a_case_of_its_own(capsys, threads):
+    arguments = ["explain", "--cell", "gru", "--mode", "training", "--T", "4", "--B", "2", "--H", "8", "--layers", "2"]
+    assert command.main([*arguments, "--threads", "1", "--seconds", "0.001"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("GRU training, 2 layers: T=4 B=2 I=8 H=8\n")
+    assert "torch.nn ran  unfused" in text and "% of the multiply-add wall" in text
+
+
+def test_explain_reads_a_file_and_says_if_the_case_is_not_in_it(result, tmp_path, capsys):
+    results.save(result, tmp_path / "file.json")
+    arguments = ["explain", "--file", str(tmp_path / "file.json"), "--cell", "lstm", "--T", "100", "--B", "16"]
+    assert command.main([*arguments, "--H", "256"]) == 0
+    assert "rnnkernels        " in capsys.readouterr().out
+    assert command.main([*arguments, "--H", "3"]) == 2
+    assert "has no LSTM inference, dense: T=100 B=16 I=3 H=3" in capsys.readouterr().err
+
+
+# --- report and figures ----------------------------------------------------------------------------------------------------
+
+
+def test_the_report_shows_peers_the_wall_and_who_is_missing(result):
+    text = report.render(result)
+    assert "float32 50 GFLOP/s on 1 thread, 100 GFLOP/s on 2 threads" in text
+    assert "Not measured: haste: haste is not installed." in text
+    assert "| LSTM training, dense | 1.26× (0.80×) |" in text  # noqa: RUF001  (against JAX: 2 and 0.8 times)
+    assert "- not timed: LSTM inference, dense: T=10 B=1 I=64 H=64: a scan has no ragged sequences" in text
+    assert (
+        "| LSTM inference, dense: T=10 B=1 I=256 H=256 | unfused, a library call an operation | 3 | 2 |  | 9 |  | 3.0 |" in text
+    )
+
+
+def test_every_figure_is_drawn_and_says_what_from(result, tmp_path, capsys):
+    path = tmp_path / "file.json"
+    results.save(result, path)
+    assert command.main(["report", str(path), "--figures", str(tmp_path / "figures")]) == 0
+    drawn = {file.stem: file for file in (tmp_path / "figures").glob("*.png")}
+    assert drawn.keys() == figures.FIGURES.keys()
+    assert "![speedups](speedups.png)" in (tmp_path / "figures" / "report.md").read_text()
+    assert {figures.source_of(file) for file in drawn.values()} == {figures.source(path)}
+    path.write_text(path.read_text() + " ")
+    assert figures.source_of(drawn["steps"]) != figures.source(path)
+
+
+def test_a_result_without_a_figures_cases_has_no_such_figure(result, tmp_path):
+    path = tmp_path / "file.json"
+    only = {**result, "wall": {"missing": "no reason"}, "cases": [one for one in result["cases"] if one["case"]["B"] > 1]}
+    results.save(only, path)
+    assert [file.stem for file in figures.draw_all(path, only, tmp_path)] == ["speedups"]
+
+
+def test_the_entries_for_pytest_benchmark_run(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    out = tmp_path / "out.json"
+    arguments = ["-q", "-p", "no:cacheprovider", "benchmarks", "-k", "streaming", "--benchmark-only", "--benchmark-max-time=0.01"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments, f"--benchmark-json={out}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    entries = json.loads(out.read_text())["benchmarks"]
+    assert [entry["extra_info"]["case"]["cell"] for entry in entries] == ["lstm", "gru"]
+    assert {"operations", "threads", "machine", "commit", "isa"} <= set(entries[0]["extra_info"])
