@@ -24,7 +24,7 @@ CPP_TESTS := CMakeLists.txt $(wildcard tests/cpp/* tests/emulation/* tests/cuda/
 OLD_TRITON := $(VENV)/triton-3.6
 TRITON_TESTS := $(wildcard tests/test_triton_*.py)
 
-.PHONY: all demo test test-cpp test-python test-old-triton bench clean
+.PHONY: all demo test test-cpp test-python test-old-triton bench study clean
 
 all: $(VENV)/.package
 
@@ -47,6 +47,10 @@ test-old-triton: $(VENV)/.package $(OLD_TRITON)/.installed
 bench: $(VENV)/.package
 	$(BIN)/python -m benchmarks run --out out/bench.json $(BENCH)
 	$(BIN)/python -m benchmarks report out/bench.json --figures out/bench
+
+# An hour; STUDY=--quick takes minutes.
+study: $(VENV)/.package
+	$(BIN)/python -m benchmarks study $(STUDY)
 
 clean:
 	rm -rf $(VENV) build out rnnkernels.egg-info rnnkernels/lib rnnkernels/_C.*
