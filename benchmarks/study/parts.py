@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ class Scale:
     language_hidden: int
     language_steps: int
     n_lags: int  # of those in LAGGED, the shortest first
-    lagged_steps: int
+    most_steps: int  # of a task with a lag, whatever it would have
     series_points: tuple[int, ...]
     series_seeds: int
     series_steps: int
@@ -47,14 +47,14 @@ SCALES = {
             hidden_sizes=(64, 128, 256, 512),
             stream_sizes=(16, 64, 256),
             language_hidden=128,
-            language_steps=600,
-            n_lags=4,
-            lagged_steps=2000,
+            language_steps=400,
+            n_lags=3,
+            most_steps=2000,
             series_points=(60, 120, 200),
             series_seeds=8,
             series_steps=300,
             ablated=("adding", "copy memory"),
-            ablation_steps=1500,
+            ablation_steps=1000,
             speech_steps=150,
         ),
         Scale(
@@ -66,7 +66,7 @@ SCALES = {
             language_hidden=64,
             language_steps=80,
             n_lags=1,
-            lagged_steps=300,
+            most_steps=300,
             series_points=(60, 200),
             series_seeds=4,
             series_steps=60,
@@ -80,16 +80,26 @@ SCALES = {
 LAYER = {"steps": 50, "batch": 32}
 LANGUAGE = {"batch": 32, "length": 64, "embedding": 48}
 LANGUAGE_RATE = 4e-3
-#: Hidden size of the LSTM, learning rate, lags. One rate for all arms of a task: none was tuned for one of them.
+
+
+class Lagged(NamedTuple):
+    """A task's sizes. One learning rate for all arms: it was tuned for none of them."""
+
+    hidden_size: int  # of the LSTM
+    learning_rate: float
+    steps: int
+    lags: tuple[int, ...]
+
+
 LAGGED = {
-    "adding": (32, 5e-3, (25, 50, 100)),
-    "copy memory": (48, 5e-3, (5, 10, 20, 40)),
-    "delayed parity": (32, 1e-2, (5, 10, 20, 40)),
+    "adding": Lagged(32, 5e-3, 2000, (25, 50, 100)),
+    "copy memory": Lagged(48, 5e-3, 1200, (5, 10, 20)),
+    "delayed parity": Lagged(32, 1e-2, 1500, (5, 10, 20)),
 }
 SERIES = {"hidden_size": 16, "learning_rate": 1e-2}
 AGREEMENT_STEPS = 60
 #: The lags at which gates are taken away.
-ABLATED = {"adding": 50, "copy memory": 10}
+ABLATED = {"adding": 25, "copy memory": 5}
 BATCH, EVERY = 32, 100
 
 
@@ -218,15 +228,15 @@ def lagged_arms(name: str) -> list[Arm]:
     """Parameters are the whole model's: recurrent layer and head."""
     task = tasks.LAGGED[name](10)
     return arms(
-        LAGGED[name][0],
+        LAGGED[name].hidden_size,
         lambda cell, size: GATES[cell] * size * (task.inputs + size + 2) + task.outputs * (size + 1),
     )
 
 
 def _lagged(name: str, scale: Scale) -> Part:
-    size, rate, all_lags = LAGGED[name]
-    lags = all_lags[: scale.n_lags]
-    options = {"steps": scale.lagged_steps, "batch": BATCH, "learning_rate": rate, "every": min(EVERY, scale.lagged_steps)}
+    size, rate, steps, lags = LAGGED[name]
+    steps, lags = min(steps, scale.most_steps), lags[: scale.n_lags]
+    options = {"steps": steps, "batch": BATCH, "learning_rate": rate, "every": min(EVERY, steps)}
     units = {
         f"{arm.name}, lag {lag}, seed {seed}": functools.partial(
             learning.learn_lagged, tasks.LAGGED[name](lag), arm.cell, arm.hidden_size, seed, **options
@@ -244,9 +254,9 @@ def _ablations(scale: Scale) -> Part:
     lags = {name: ABLATED[name] for name in scale.ablated}
 
     def unit(name: str, lag: int, variant: ablations.Variant, seed: int) -> dict[str, Any]:
-        size, rate, _ = LAGGED[name]
-        task = tasks.LAGGED[name](lag)
-        return learning.learn_lagged(task, variant.cell, size, seed, **options, learning_rate=rate, make=variant.make)
+        own, task = LAGGED[name], tasks.LAGGED[name](lag)
+        how = options | {"learning_rate": own.learning_rate, "make": variant.make}
+        return learning.learn_lagged(task, variant.cell, own.hidden_size, seed, **how)
 
     units = {
         f"{name}, {variant.name}, seed {seed}": functools.partial(unit, name, lag, variant, seed)
