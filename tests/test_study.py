@@ -236,7 +236,7 @@ def test_two_settings_explain_together_what_neither_explains_alone():
 def test_a_part_stops_at_the_deadline_and_goes_on_where_it_stopped(tmp_path):
     called = []
     units = {name: (lambda name=name: called.append(name) or name.upper()) for name in "abc"}
-    part = store.Part("some part", units, {"seeds": 3}, threads=1)
+    part = store.Part("some part", units, {"steps": 3}, {}, threads=1)
     assert not store.complete(part, tmp_path, deadline=0.0)
     first = dataclasses.replace(part, units={"a": units["a"]})
     assert store.complete(first, tmp_path) and called == ["a"]
@@ -246,10 +246,10 @@ def test_a_part_stops_at_the_deadline_and_goes_on_where_it_stopped(tmp_path):
 
 
 def test_a_file_of_other_settings_is_not_continued(tmp_path):
-    part = store.Part("part", {"a": lambda: 1}, {"seeds": 3}, threads=1)
+    part = store.Part("part", {"a": lambda: 1}, {"steps": 3}, {}, threads=1)
     store.complete(part, tmp_path)
     with pytest.raises(store.Stale, match="other settings"):
-        store.complete(dataclasses.replace(part, settings={"seeds": 4}), tmp_path)
+        store.complete(dataclasses.replace(part, settings={"steps": 4}), tmp_path)
 
 
 # --- the report ----------------------------------------------------------------------------------------------------------
@@ -305,6 +305,7 @@ def test_the_committed_study_is_complete():
     for part in parts.parts(parts.SCALES["full"]):
         assert list(results[part.name]["units"]) == list(part.units)
         assert results[part.name]["settings"] == json.loads(json.dumps(part.settings))
+        assert results[part.name]["extent"] == json.loads(json.dumps(part.extent))
 
 
 def test_a_changed_figure_changes_the_report():

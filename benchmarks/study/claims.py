@@ -119,7 +119,7 @@ def _convergence(results: Results) -> list[Comparison]:
         for at, opponent in OPPONENTS.items()
     ]
     for task in LAGGED:
-        for lag in results[task]["settings"]["lags"]:
+        for lag in results[task]["extent"]["lags"]:
             solved = {
                 arm: [run["solved_at"] for run in seeds(results, task, f"{arm}, lag {lag}")]
                 for arm in (LSTM, *OPPONENTS.values())
@@ -175,7 +175,7 @@ def _long_range(results: Results) -> list[Comparison]:
             final_accuracies(results, task, f"{LSTM}, lag {lag}"),
         )
         for task in LAGGED
-        for lag in results[task]["settings"]["lags"]
+        for lag in results[task]["extent"]["lags"]
         for at, opponent in OPPONENTS.items()
     ]
 
@@ -214,7 +214,7 @@ def _gate(pairs: Sequence[tuple[str, str]]) -> Callable[[Results], list[Comparis
                 {"change": _change(worse, better), "task": task}, progress(results, task, worse), progress(results, task, better)
             )
             for worse, better in pairs
-            for task in results["ablations"]["settings"]["lags"]
+            for task in results["ablations"]["extent"]["lags"]
         ]
 
     return evidence

@@ -122,7 +122,7 @@ def _language(results: Results) -> list[Panel]:
 def _lags(results: Results) -> list[Panel]:
     panels = []
     for task in LAGGED:
-        lags = results[task]["settings"]["lags"]
+        lags = results[task]["extent"]["lags"]
         lines = [
             _line(arm, [(lag, final_accuracies(results, task, f"{arm}, lag {lag}")) for lag in lags], _COLOURS[arm])
             for arm in ARMS
@@ -149,7 +149,7 @@ def _series(results: Results) -> list[Panel]:
 
 def _gates(results: Results) -> list[Panel]:
     names = [variant.name for variant in VARIANTS]
-    lags = results["ablations"]["settings"]["lags"]
+    lags = results["ablations"]["extent"]["lags"]
     return [
         Panel(
             f"{task}, lag {lag}",

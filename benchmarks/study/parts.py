@@ -46,16 +46,16 @@ SCALES = {
             seconds=1.5,
             hidden_sizes=(64, 128, 256, 512),
             stream_sizes=(16, 64, 256),
-            language_hidden=128,
-            language_steps=400,
-            n_lags=3,
+            language_hidden=64,
+            language_steps=300,
+            n_lags=2,
             most_steps=2000,
-            series_points=(60, 120, 200),
-            series_seeds=8,
-            series_steps=300,
-            ablated=("adding", "copy memory"),
+            series_points=(60, 200),
+            series_seeds=6,
+            series_steps=200,
+            ablated=("adding",),
             ablation_steps=1000,
-            speech_steps=150,
+            speech_steps=100,
         ),
         Scale(
             name="quick",
@@ -63,8 +63,8 @@ SCALES = {
             seconds=0.4,
             hidden_sizes=(64, 128),
             stream_sizes=(16, 64),
-            language_hidden=64,
-            language_steps=80,
+            language_hidden=32,
+            language_steps=60,
             n_lags=1,
             most_steps=300,
             series_points=(60, 200),
@@ -93,7 +93,7 @@ class Lagged(NamedTuple):
 
 LAGGED = {
     "adding": Lagged(32, 5e-3, 2000, (25, 50, 100)),
-    "copy memory": Lagged(48, 5e-3, 1200, (5, 10, 20)),
+    "copy memory": Lagged(32, 1e-2, 1200, (5, 10, 20)),
     "delayed parity": Lagged(32, 1e-2, 1500, (5, 10, 20)),
 }
 SERIES = {"hidden_size": 16, "learning_rate": 1e-2}
@@ -127,7 +127,7 @@ def _footprint(scale: Scale) -> Part:
     units = {
         f"H={size}": functools.partial(footprint.measure, size, LAYER["steps"], LAYER["batch"], 0) for size in scale.hidden_sizes
     }
-    return Part("footprint", units, LAYER | {"hidden_sizes": list(scale.hidden_sizes)}, threads=1)
+    return Part("footprint", units, LAYER, {"hidden_sizes": list(scale.hidden_sizes)}, threads=1)
 
 
 def _layers(scale: Scale) -> Part:
@@ -139,8 +139,8 @@ def _layers(scale: Scale) -> Part:
         for mode in ("training", "inference")
         for provider in CLASSES
     }
-    settings = LAYER | {"hidden_sizes": list(scale.hidden_sizes), "seconds": scale.seconds}
-    return Part("layer times", units, settings, threads=_timed_threads(), timed=True)
+    settings, extent = LAYER | {"seconds": scale.seconds}, {"hidden_sizes": list(scale.hidden_sizes)}
+    return Part("layer times", units, settings, extent, threads=_timed_threads(), timed=True)
 
 
 def _streaming(scale: Scale) -> Part:
@@ -149,8 +149,8 @@ def _streaming(scale: Scale) -> Part:
         for size in scale.stream_sizes
         for provider in CLASSES
     }
-    settings = {"hidden_sizes": list(scale.stream_sizes), "seconds": scale.seconds}
-    return Part("streaming", units, settings, threads=1, timed=True)
+    settings, extent = {"seconds": scale.seconds}, {"hidden_sizes": list(scale.stream_sizes)}
+    return Part("streaming", units, settings, extent, threads=1, timed=True)
 
 
 def language_arms(scale: Scale, characters: int) -> list[Arm]:
@@ -171,7 +171,7 @@ def _language_step(scale: Scale) -> Part:
 
     units = {provider: functools.partial(unit, provider) for provider in CLASSES}
     settings = LANGUAGE | {"hidden_size": scale.language_hidden, "seconds": scale.seconds}
-    return Part("language step", units, settings, threads=_timed_threads(), timed=True)
+    return Part("language step", units, settings, {}, threads=_timed_threads(), timed=True)
 
 
 def _language(scale: Scale) -> Part:
@@ -187,8 +187,8 @@ def _language(scale: Scale) -> Part:
         for seed in range(scale.seeds)
         for arm in language_arms(scale, text.characters)
     }
-    settings = LANGUAGE | options | {"hidden_size": scale.language_hidden, "seeds": scale.seeds}
-    return Part("language", units, settings, threads=1)
+    settings = LANGUAGE | options | {"hidden_size": scale.language_hidden}
+    return Part("language", units, settings, {"seeds": scale.seeds}, threads=1)
 
 
 def _agreement(scale: Scale) -> Part:
@@ -221,7 +221,7 @@ def _agreement(scale: Scale) -> Part:
         }
 
     units = {cell: functools.partial(unit, cell) for cell in GATES}
-    return Part("agreement", units, LANGUAGE | options | {"hidden_size": scale.language_hidden}, threads=1)
+    return Part("agreement", units, LANGUAGE | options | {"hidden_size": scale.language_hidden}, {}, threads=1)
 
 
 def lagged_arms(name: str) -> list[Arm]:
@@ -245,8 +245,7 @@ def _lagged(name: str, scale: Scale) -> Part:
         for seed in range(scale.seeds)
         for arm in lagged_arms(name)
     }
-    settings = options | {"hidden_size": size, "lags": list(lags), "seeds": scale.seeds}
-    return Part(name, units, settings, threads=1)
+    return Part(name, units, options | {"hidden_size": size}, {"lags": list(lags), "seeds": scale.seeds}, threads=1)
 
 
 def _ablations(scale: Scale) -> Part:
@@ -264,7 +263,7 @@ def _ablations(scale: Scale) -> Part:
         for seed in range(scale.seeds)
         for variant in ablations.VARIANTS
     }
-    return Part("ablations", units, options | {"lags": lags, "seeds": scale.seeds}, threads=1)
+    return Part("ablations", units, options, {"lags": lags, "seeds": scale.seeds}, threads=1)
 
 
 def _series(scale: Scale) -> Part:
@@ -288,8 +287,8 @@ def _series(scale: Scale) -> Part:
         for name in series.NAMES
         for points in scale.series_points
     }
-    settings = SERIES | {"steps": scale.series_steps, "points": list(scale.series_points), "seeds": scale.series_seeds}
-    return Part("series", units, settings, threads=1, objection=series.missing())
+    settings, extent = SERIES | {"steps": scale.series_steps, "seeds": scale.series_seeds}, {"points": list(scale.series_points)}
+    return Part("series", units, settings, extent, threads=1, objection=series.missing())
 
 
 def _speech(scale: Scale) -> Part:
@@ -298,5 +297,5 @@ def _speech(scale: Scale) -> Part:
         for seed in range(scale.seeds)
         for arm in speech.compared()
     }
-    settings = speech.SETTINGS | {"steps": scale.speech_steps, "seeds": scale.seeds}
-    return Part("speech", units, settings, threads=1, objection=speech.missing())
+    settings = speech.SETTINGS | {"steps": scale.speech_steps}
+    return Part("speech", units, settings, {"seeds": scale.seeds}, threads=1, objection=speech.missing())

@@ -129,7 +129,7 @@ def _effect(claim: Claim, value: float) -> str:
 
 
 def _rules(results: Results) -> str:
-    n = results["adding"]["settings"]["seeds"]
+    n = results["adding"]["extent"]["seeds"]
     return (
         "**How a verdict is made.** Each claim has comparisons, one per setting (library, size, lag, …; both kinds of equality). "
         f"A comparison shows what is claimed, its opposite, or no difference. Counts and times differ from {verdicts.LEAST:.0%} "
@@ -149,7 +149,9 @@ def _conditions(results: Results, *parts: str) -> str:
 def _condition(part: str, result: dict[str, Any]) -> str:
     if "objection" in result:
         return f"{part}: not measured: {result['objection']}"
-    settings = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in result["settings"].items())
+    settings = ", ".join(
+        f"{key.replace('_', ' ')} {_plain(value)}" for key, value in (result["settings"] | result["extent"]).items()
+    )
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
     commits = ", ".join(_short(commit) for commit in result["commits"])
     load = f"load average up to {result['highest_load_average']:.1f}"
@@ -240,7 +242,7 @@ def _language_table(results: Results) -> str:
 def _lags_table(results: Results) -> str:
     rows = []
     for task in LAGGED:
-        for lag in results[task]["settings"]["lags"]:
+        for lag in results[task]["extent"]["lags"]:
             cells = []
             for arm in ARMS:
                 runs = seeds(results, task, f"{arm}, lag {lag}")
@@ -256,7 +258,7 @@ def _lags_table(results: Results) -> str:
 
 
 def _gates_table(results: Results) -> str:
-    tasks = results["ablations"]["settings"]["lags"]
+    tasks = results["ablations"]["extent"]["lags"]
     rows = [(variant.name, *(_spread(progress(results, task, variant.name), 1, 100) for task in tasks)) for variant in VARIANTS]
     note = _prose(
         """Mean accuracy over the budget of steps, in percent, mean and lowest to highest of the seeds. A gate is taken away by

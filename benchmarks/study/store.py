@@ -30,7 +30,8 @@ class Part:
 
     name: str
     units: dict[str, Callable[[], Any]]
-    settings: dict[str, Any]  # whatever changes the values: a file with other settings is not continued
+    settings: dict[str, Any]  # whatever changes a unit's value: a file with other settings is not continued
+    extent: dict[str, Any]  # what the units range over
     threads: int
     timed: bool = False  # whether other work on the machine would falsify it
     objection: str | None = None  # why it cannot be measured here
@@ -66,6 +67,7 @@ def complete(part: Part, folder: Path, deadline: float = float("inf"), say: Call
         say(f"{part.name}: not measured: {part.objection}")
         return True
     result.pop("objection", None)
+    result["extent"] = part.extent
     missing = [name for name in part.units if name not in result["units"]]
     before = torch.get_num_threads()
     torch.set_num_threads(part.threads)
@@ -92,6 +94,7 @@ def _header(part: Part) -> dict[str, Any]:
         "machine": machine.describe(),
         "versions": info.collect()["versions"],
         "settings": part.settings,
+        "extent": part.extent,
         "threads": part.threads,
         "highest_load_average": 0.0,
         "units": {},
