@@ -92,7 +92,7 @@ class Lagged(NamedTuple):
 
 
 LAGGED = {
-    "adding": Lagged(32, 5e-3, 2000, (25, 50, 100)),
+    "adding": Lagged(32, 5e-3, 2000, (10, 25, 50)),
     "copy memory": Lagged(32, 1e-2, 1200, (5, 10, 20)),
     "delayed parity": Lagged(32, 1e-2, 1500, (5, 10, 20)),
 }
