@@ -93,8 +93,8 @@ class Lagged(NamedTuple):
 
 LAGGED = {
     "adding": Lagged(32, 5e-3, 2000, (10, 25, 50)),
-    "copy memory": Lagged(32, 1e-2, 1200, (5, 10, 20)),
-    "delayed parity": Lagged(32, 1e-2, 1500, (5, 10, 20)),
+    "copy memory": Lagged(32, 1e-2, 600, (5, 10, 20)),
+    "delayed parity": Lagged(32, 1e-2, 1000, (5, 10, 20)),
 }
 SERIES = {"hidden_size": 16, "learning_rate": 1e-2}
 AGREEMENT_STEPS = 60
