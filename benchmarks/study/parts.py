@@ -43,7 +43,7 @@ SCALES = {
         Scale(
             name="full",
             seeds=4,
-            seconds=1.0,
+            seconds=0.6,
             hidden_sizes=(64, 128, 256),
             stream_sizes=(16, 64, 256),
             language_hidden=64,
