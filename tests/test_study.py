@@ -252,6 +252,15 @@ def test_a_file_of_other_settings_is_not_continued(tmp_path):
         store.complete(dataclasses.replace(part, settings={"steps": 4}), tmp_path)
 
 
+def test_a_part_that_is_not_finished_says_so(tmp_path):
+    part = store.Part("part", {"a": lambda: 1, "b": lambda: 2}, {}, {}, threads=1)
+    assert store.read_or_missing(part, tmp_path)["objection"] == "2 of 2 units are yet to be measured"
+    store.complete(dataclasses.replace(part, units={"a": part.units["a"]}), tmp_path)
+    assert store.read_or_missing(part, tmp_path)["objection"] == "1 of 2 units are yet to be measured"
+    store.complete(part, tmp_path)
+    assert "objection" not in store.read_or_missing(part, tmp_path)
+
+
 # --- the report ----------------------------------------------------------------------------------------------------------
 
 TINY = dataclasses.replace(
@@ -277,8 +286,8 @@ def test_the_whole_study_runs_small_and_says_what_it_could_not_measure(tmp_path,
     assert command.main(["study", "--quick", "--out", str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text()
     assert text.count("| **") >= 16
-    assert "**not measured**: nobody speaks here" in text
-    results = {part.name: store.read(tmp_path, part.name) for part in parts.parts(TINY)}
+    assert "**not measured**: speech: nobody speaks here" in text
+    results = {part.name: store.read_or_missing(part, tmp_path) for part in parts.parts(TINY)}
     for figure in figures.figures(results):
         assert figures.drawn_digest(report.plot_path(tmp_path / "report.md", figure)) == figure.digest()
     # Measured again, nothing is.
@@ -288,7 +297,7 @@ def test_the_whole_study_runs_small_and_says_what_it_could_not_measure(tmp_path,
 
 
 def committed() -> dict[str, dict]:
-    return {(result := json.loads(path.read_text()))["part"]: result for path in DATA.glob("*.json")}
+    return {part.name: store.read_or_missing(part, DATA) for part in parts.parts(parts.SCALES["full"])}
 
 
 def test_the_committed_report_is_what_its_data_render_to():
@@ -302,6 +311,7 @@ def test_the_committed_plots_are_drawn_from_the_committed_data():
 
 def test_the_committed_study_is_complete():
     results = committed()
+    assert {path.name for path in DATA.iterdir()} == {store.path(DATA, name).name for name in results}
     for part in parts.parts(parts.SCALES["full"]):
         assert list(results[part.name]["units"]) == list(part.units)
         assert results[part.name]["settings"] == json.loads(json.dumps(part.settings))

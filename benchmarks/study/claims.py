@@ -27,6 +27,12 @@ class Claim:
     percent: bool = False  # the effects are shares of 1, to be shown in percentage points
 
 
+def objection(results: Results, *parts: str) -> str | None:
+    """Why a part was not measured, or None if all were."""
+    reasons = [f"{part}: {reason}" for part in parts if (reason := results[part].get("objection"))]
+    return "; ".join(reasons) or None
+
+
 def units(results: Results, part: str) -> dict[str, Any]:
     return results[part]["units"]
 

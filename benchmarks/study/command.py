@@ -52,10 +52,7 @@ def run(options: argparse.Namespace) -> int:
         if not finished:
             print("stopped: run the same command again to go on")
             return 0
-    results = {part.name: result for part in known if (result := store.read(folder, part.name)) is not None}
-    if len(results) < len(known):
-        print(f"no report yet: {', '.join(part.name for part in known if part.name not in results)} not measured")
-        return 0
+    results = {part.name: store.read_or_missing(part, folder) for part in known}
     file = options.report or folder / "report.md"
     report.write(results, file, folder)
     print(f"report: {file}")

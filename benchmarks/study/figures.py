@@ -12,7 +12,7 @@ from typing import Any
 
 from .ablations import VARIANTS
 from .arms import GRU, LSTM, WIDE_GRU
-from .claims import LAGGED, Results, errors, final_accuracies, progress, seeds, units
+from .claims import LAGGED, Results, errors, final_accuracies, objection, progress, seeds, units
 
 ARMS = (LSTM, GRU, WIDE_GRU)
 _COLOURS = {LSTM: "#1f4e8c", GRU: "#d9822b", WIDE_GRU: "#8c3b1f"}
@@ -53,22 +53,8 @@ class Figure:
 
 
 def figures(results: Results) -> list[Figure]:
-    return [
-        Figure("costs", "Time of a layer's training step, bytes kept for backward, latency of a streamed step.", _costs(results)),
-        Figure(
-            "language",
-            "Held-out loss of a character language model against steps and, steps times the seconds of a step, against time. "
-            "Bands: all seeds.",
-            _language(results),
-        ),
-        Figure("lags", "Accuracy on fresh sequences after all steps, against the lag. Bands: all seeds.", _lags(results)),
-        Figure(
-            "series",
-            "Error on real series, as a share of persistence's, against points to train on. Bands: all seeds.",
-            _series(results),
-        ),
-        Figure("gates", "Mean accuracy over the budget of steps with gates changed. Whiskers: all seeds.", _gates(results)),
-    ]
+    """Those whose parts were measured."""
+    return [Figure(name, caption, panels(results)) for name, caption, needs, panels in _PLOTS if not objection(results, *needs)]
 
 
 def _line(label: str, points: Sequence[tuple[Any, Sequence[float]]], colour: str | None = None, dashed: bool = False) -> Line:
@@ -160,6 +146,31 @@ def _gates(results: Results) -> list[Panel]:
         )
         for task, lag in lags.items()
     ]
+
+
+_PLOTS: tuple[tuple[str, str, tuple[str, ...], Callable[[Results], list[Panel]]], ...] = (
+    (
+        "costs",
+        "Time of a layer's training step, bytes kept for backward, latency of a streamed step.",
+        ("footprint", "layer times", "streaming"),
+        _costs,
+    ),
+    (
+        "language",
+        "Held-out loss of a character language model against steps and, steps times the seconds of a step, against time. "
+        "Bands: all seeds.",
+        ("language", "language step"),
+        _language,
+    ),
+    ("lags", "Accuracy on fresh sequences after all steps, against the lag. Bands: all seeds.", LAGGED, _lags),
+    ("gates", "Mean accuracy over the budget of steps with gates changed. Whiskers: all seeds.", ("ablations",), _gates),
+    (
+        "series",
+        "Error on real series, as a share of persistence's, against points to train on. Bands: all seeds.",
+        ("series",),
+        _series,
+    ),
+)
 
 
 # --- drawing -------------------------------------------------------------------------------------------------------------

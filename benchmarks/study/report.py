@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .claims import (
     final_accuracies,
     final_losses,
     loss_target,
+    objection,
     progress,
     seeds,
     steps_to,
@@ -48,42 +49,12 @@ def render(results: Results, file: Path, data: Path) -> str:
         figure.name: f"![{figure.caption}]({plot_path(file, figure).relative_to(file.parent).as_posix()})\n\n{figure.caption}"
         for figure in figures.figures(results)
     }
-    sections = [
-        "# LSTM or GRU?",
-        _GENERATED,
-        _introduction(results, data),
-        "## The claims",
-        claims_table(results),
-        _rules(results),
-        "## What a layer costs",
-        _conditions(results, "footprint", "layer times", "streaming"),
-        plots["costs"],
-        _footprint_table(results),
-        _times_table(results),
-        _streaming_table(results),
-        "## Language",
-        _conditions(results, "language", "language step"),
-        plots["language"],
-        _language_table(results),
-        "## Long lags",
-        _conditions(results, *LAGGED),
-        plots["lags"],
-        _lags_table(results),
-        "## Gates taken away",
-        _conditions(results, "ablations"),
-        plots["gates"],
-        _gates_table(results),
-        "## Little data",
-        _conditions(results, "series"),
-        plots["series"],
-        _series_table(results),
-        "## Spoken words",
-        _conditions(results, "speech"),
-        _speech_table(results),
-        "## Does the library matter to what is learned?",
-        _agreement(results),
-    ]
-    return "\n\n".join(sections) + "\n"
+    parts = ["# LSTM or GRU?", _GENERATED, _introduction(results, data), "## The claims", claims_table(results), _rules(results)]
+    for title, needs, plot, tables in _SECTIONS:
+        parts += [f"## {title}", "\n".join(f"- {_condition(part, results[part])}" for part in needs)]
+        if not objection(results, *needs):
+            parts += [plots[plot]] * bool(plot) + [table(results) for table in tables]
+    return "\n\n".join(parts) + "\n"
 
 
 # --- head ----------------------------------------------------------------------------------------------------------------
@@ -105,9 +76,8 @@ def _introduction(results: Results, data: Path) -> str:
 def claims_table(results: Results) -> str:
     rows = []
     for claim in CLAIMS:
-        objections = [reason for part in claim.needs if (reason := results[part].get("objection"))]
-        if objections:
-            rows.append((claim.words, "", f"**not measured**: {'; '.join(objections)}"))
+        if (reason := objection(results, *claim.needs)) is not None:
+            rows.append((claim.words, "", f"**not measured**: {reason}"))
             continue
         comparisons = claim.evidence(results)
         verdict = verdicts.judge(comparisons)
@@ -139,11 +109,6 @@ def _rules(results: Results) -> str:
         "Otherwise it *depends*, on the setting that tells the outcomes apart best. In the middle column: median, and lowest to "
         "highest."
     )
-
-
-def _conditions(results: Results, *parts: str) -> str:
-    """One line per part on how it came about."""
-    return "\n".join(f"- {_condition(part, results[part])}" for part in parts)
 
 
 def _condition(part: str, result: dict[str, Any]) -> str:
@@ -280,8 +245,6 @@ def _series_table(results: Results) -> str:
 
 
 def _speech_table(results: Results) -> str:
-    if "objection" in results["speech"]:
-        return ""
     rows = [(arm, _spread([run["accuracy"] for run in seeds(results, "speech", arm)], 1, 100)) for arm in ARMS]
     note = _prose(
         """Ten words by voices that were never heard, in percent: `examples/speech_commands.py` with fewer utterances and more
@@ -309,6 +272,23 @@ def _agreement(results: Results) -> str:
 
 def _largest_difference(first: Sequence[float], second: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(first, second, strict=True))
+
+
+#: Title, the parts it needs, its plot, its tables.
+_SECTIONS: tuple[tuple[str, tuple[str, ...], str | None, tuple[Callable[[Results], str], ...]], ...] = (
+    (
+        "What a layer costs",
+        ("footprint", "layer times", "streaming"),
+        "costs",
+        (_footprint_table, _times_table, _streaming_table),
+    ),
+    ("Language", ("language", "language step"), "language", (_language_table,)),
+    ("Long lags", LAGGED, "lags", (_lags_table,)),
+    ("Gates taken away", ("ablations",), "gates", (_gates_table,)),
+    ("Little data", ("series",), "series", (_series_table,)),
+    ("Spoken words", ("speech",), None, (_speech_table,)),
+    ("Does the library matter to what is learned?", ("agreement",), None, (_agreement,)),
+)
 
 
 # --- words ---------------------------------------------------------------------------------------------------------------

@@ -50,6 +50,14 @@ def read(folder: Path, name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
+def read_or_missing(part: Part, folder: Path) -> dict[str, Any]:
+    """The part's result; one that is not complete has an "objection" that says so."""
+    result = read(folder, part.name) or _header(part)
+    if "objection" not in result and (missing := [name for name in part.units if name not in result["units"]]):
+        result["objection"] = f"{len(missing)} of {len(part.units)} units are yet to be measured"
+    return result
+
+
 def complete(part: Part, folder: Path, deadline: float = float("inf"), say: Callable[[str], None] = print) -> bool:
     """Measure what the part's file lacks, until ``deadline`` on the monotonic clock -> whether nothing is left.
 
