@@ -53,7 +53,8 @@ def render(results: Results, file: Path, data: Path) -> str:
     for title, needs, plot, tables in _SECTIONS:
         parts += [f"## {title}", "\n".join(f"- {_condition(part, results[part])}" for part in needs)]
         if not objection(results, *needs):
-            parts += [plots[plot]] * bool(plot) + [table(results) for table in tables]
+            parts += [plots[plot]] if plot else []
+            parts += [table(results) for table in tables]
     return "\n\n".join(parts) + "\n"
 
 
