@@ -48,7 +48,7 @@ bench: $(VENV)/.package
 	$(BIN)/python -m benchmarks run --out out/bench.json $(BENCH)
 	$(BIN)/python -m benchmarks report out/bench.json --figures out/bench
 
-# An hour; STUDY=--quick takes minutes.
+# Ten minutes of an idle machine; STUDY=--quick for a few.
 study: $(VENV)/.package
 	$(BIN)/python -m benchmarks study $(STUDY)
 
