@@ -45,8 +45,8 @@ test-old-triton: $(VENV)/.package $(OLD_TRITON)/.installed
 
 # BENCH="--grid targets --providers rnnkernels,peers" for more; peers are in the extra of that name.
 bench: $(VENV)/.package
-	$(BIN)/python -m benchmarks run --out out/bench.json $(BENCH)
-	$(BIN)/python -m benchmarks report out/bench.json --figures out/bench
+	$(BIN)/python -m benchmarks run --out out/bench.json $(BENCH); status=$$?; \
+		$(BIN)/python -m benchmarks report out/bench.json --figures out/bench && exit $$status
 
 # Ten minutes of an idle machine; STUDY=--quick for a few.
 study: $(VENV)/.package

@@ -7,16 +7,15 @@ limits of :mod:`.wall`. The largest of them is the one that binds; what is above
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-
-import rnnkernels
 from rnnkernels import backends, info
 
 from . import flops, wall
 from .cases import Case
-from .providers import BASELINE, OURS
+from .providers import BASELINE, OURS, modules
 from .results import Result, Row
 
 _WORDS = {
@@ -31,7 +30,8 @@ def render(result: Result, row: Row, name: str = OURS) -> str:
     case = Case(**row["case"])
     threads = result["settings"]["threads"]
     lines = [f"{case}", f"on {result['machine']['name']}, {threads} thread{'s' * (threads > 1)}", ""]
-    lines += [f"{'computed by':<14}{_computed_by(case)}", f"{'divided':<14}{_division(case, threads)}"]
+    lines.append(f"{'computed by':<14}{_computed_by(case, result['device'])}")
+    lines += [f"{'divided':<14}{_division(case, threads)}"] * (result["device"] == "cpu")
     lines += [f"{'torch.nn ran':<14}{row['baseline_kernel'] or 'not recorded'}", "", *_times(row), ""]
     lines += [*_work(case, row), ""]
     entry = row["results"].get(name, {})
@@ -60,32 +60,41 @@ def _verdict(case: Case, row: Row, name: str, bounds: dict[str, float], threads:
     if limits["handover_s"] and _by_units(case, threads):
         waits = case.T * (2 if case.mode == "training" else 1) * limits["handover_s"]
         lines.append(f"Its steps are shared by threads, which wait for each other at each: {_ms(waits)} at least.")
-    exclusive = seconds - bounds[limit]
-    if limit == "products" and bounds["steps"] > 0.1 * exclusive:
-        lines.append(
-            f"The pointwise equations do not run while products do on the same core: up to {_ms(bounds['steps'])} of the "
-            f"{_ms(exclusive)} above the limit is the wait from step to step."
-        )
     return lines
 
 
-def _computed_by(case: Case) -> str:
-    request = backends.Request(
-        cell=case.cell,
-        device=torch.device("cpu"),
-        dtype=case.torch_dtype,
-        input_size=case.I,
-        hidden_size=case.H,
-        proj_size=case.proj_size,
-        num_layers=case.num_layers,
-        bidirectional=case.bidirectional,
-        packed=case.packed,
-    )
+def parts(case: Case) -> list[Case]:
+    """What to measure besides, to tell where a case's time goes: the two passes of a training step."""
+    return [replace(case, mode=mode) for mode in ("forward", "backward")] if case.mode == "training" else []
+
+
+def render_parts(rows: Sequence[Row], name: str = OURS) -> str:
+    """The measured parts, each against the wall."""
+    lines = []
+    for row in rows:
+        entry = row["results"].get(name, {})
+        if "median_s" in entry:
+            reached = wall.share(row, name)
+            share = "" if reached is None else f", {100 * reached:.0f} % of the wall"
+            lines.append(f"  {row['case']['mode']:<10}{_ms(entry['median_s']):>12}{share}")
+    return "\n".join([f"the passes of {name}", *lines]) if lines else ""
+
+
+def render_scaling(row: Row, single: Row, threads: int, name: str = OURS) -> str:
+    """What threads bring, from the same case on one."""
+    many, one = (found["results"].get(name, {}).get("median_s") for found in (row, single))
+    if many is None or one is None:
+        return ""
+    return f"On one thread {name} takes {_ms(one)}: {threads} threads are {one / many:.2f} times as fast."
+
+
+def _computed_by(case: Case, device: str) -> str:
     if case.mode == "streaming":
         return f"a stream: weights packed once, {_isa()}"
-    explanation = rnnkernels.explain(request)
+    explanation = backends.explain_request(modules.request(case, device), case.B)
     chosen = explanation.chosen or "nobody"
-    return f"{chosen}: {backends.get(chosen).description}" + (f", {_isa()}" if chosen == "cpu" else "")
+    details = {"cpu": _isa()}.get(chosen, explanation.schedules)
+    return f"{chosen}: {backends.get(chosen).description}" + (f", {details}" if details else "")
 
 
 def _isa() -> str:

@@ -116,7 +116,7 @@ def steps(result: Result) -> Any:
             passes = 2 if title.endswith("training") else 1
             axis.axhline(1e6 * passes * serial[title.split()[0].lower()], color="k", linestyle=":", label="serial step")
         axis.set(title=title, xlabel="T", ylabel="µs per step", xscale="log", yscale="log")
-        axis.legend(fontsize=6)
+    _legend(figure, axes)
     return figure
 
 
@@ -150,7 +150,7 @@ def roofline(result: Result) -> Any:
         span = [f(row["operations"] / case.T for case, row in rows) for f in (min, max)]
         _limits(axis, result["wall"], threads, case, span)
         axis.set(title=title, xlabel="operations of a step", ylabel="GFLOP/s", xscale="log", yscale="log")
-        axis.legend(fontsize=6)
+    _legend(figure, axes)
     return figure
 
 
@@ -172,6 +172,13 @@ def _limits(axis: Any, limits: dict[str, Any], threads: int, case: Case, span: l
 
 
 FIGURES: dict[str, Callable[[Result], Any]] = {"speedups": speedups, "steps": steps, "roofline": roofline}
+
+
+def _legend(figure: Any, axes: list[Any]) -> None:
+    """One for all panels, each label once."""
+    pairs = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in pairs}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
 
 
 def _colours(result: Result) -> dict[str, str]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,31 @@ def commit() -> str | None:
 def load_average() -> float | None:
     """Runnable processes over the last minute: how busy others kept the machine."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+class Others:
+    """How much of the processors' time other processes took since this was made: noise that no median removes."""
+
+    def __init__(self) -> None:
+        self.begin = self._now()
+
+    def share(self) -> float | None:
+        """Of all processors' time, 0 to 1; None where the system does not say."""
+        if self.begin is None or (now := self._now()) is None:
+            return None
+        elapsed, busy, own = (after - before for after, before in zip(now, self.begin, strict=True))
+        return round(min(1.0, max(0.0, (busy - own) / max(elapsed, 1e-9))), 3)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds so far: all processors', the busy ones among them, and this process's own."""
+        try:
+            fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        except OSError:
+            return None
+        user, nice, system, idle, waiting, *others = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields)
+        busy = user + nice + system + sum(others)
+        return busy + idle + waiting, busy, time.process_time()
 
 
 @functools.cache

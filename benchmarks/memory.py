@@ -8,7 +8,7 @@ earlier call freed has gone back to the system.
 from __future__ import annotations
 
 import ctypes
-import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def unsupported(device: torch.device | str) -> str | None:
     """Why peaks cannot be measured here, or None if they can."""
     if torch.device(device).type == "cuda":
         return None
-    if not _CLEAR.exists():
+    if not os.access(_CLEAR, os.W_OK):
         return "the system keeps no high-water mark of resident memory that could be reset"
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         return "the C library cannot return freed memory to the system"
@@ -33,7 +33,6 @@ def unsupported(device: torch.device | str) -> str | None:
 def peak(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Bytes in use at the worst moment of ``call()``, beyond those before; its result counts."""
     call()  # what is allocated once, a library's workspace for one, is not this call's
-    gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -11,7 +11,7 @@ from typing import Any
 from . import targets, wall
 from .cases import Case
 from .providers import OURS
-from .results import Result, load, providers, timed, times_faster
+from .results import Result, Row, load, providers, timed, times_faster
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -60,18 +60,30 @@ def conditions(result: Result) -> str:
         "first, then all providers interleaved in one process for at least "
         f"{settings['min_rounds']} rounds; a case's speed-up is the median of its rounds' ratios, a class's the geometric mean "
         f"of its cases. The machine's load average was {result['load_average_before']} before and "
-        f"{result.get('load_average_after')} after."
+        f"{result.get('load_average_after')} after.{_others(result)}"
     )
 
 
+def _others(result: Result) -> str:
+    """What other processes took of the processors, as a sentence, where it was measured."""
+    shares = [row["others_share"] for row in result["cases"] if row.get("others_share") is not None]
+    if not shares:
+        return ""
+    mean, most = (round(100 * share) for share in (statistics.mean(shares), max(shares)))
+    return f" Other processes took {mean} % of the processors' time, in the worst case {most} %."
+
+
 def summary(result: Result, provider: str) -> str:
-    """The classes' geometric means with their worst and best case."""
-    lines = ["| class | cases | speed-up over torch.nn | worst | best |", "|---|--:|--:|--:|--:|"]
-    groups: dict[str, list[float]] = {}
-    for row, entry in _timed(result, provider):
-        groups.setdefault(row["group"], []).append(entry["speedup"])
-    for group, speedups in groups.items():
-        cells = map(_times, (statistics.geometric_mean(speedups), min(speedups), max(speedups)))
+    """The classes' geometric means with their worst and best case, and of the wall the share, from the lowest to the highest."""
+    lines = ["| class | cases | speed-up over torch.nn | worst | best | of the wall |", "|---|--:|--:|--:|--:|--:|"]
+    groups: dict[str, list[Row]] = {}
+    for row, _ in _timed(result, provider):
+        groups.setdefault(row["group"], []).append(row)
+    for group, rows in groups.items():
+        speedups = [row["results"][provider]["speedup"] for row in rows]
+        cells = [_times(value) for value in (statistics.geometric_mean(speedups), min(speedups), max(speedups))]
+        shares = [share for row in rows if (share := wall.share(row, provider)) is not None]
+        cells.append(f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "")
         lines.append(f"| {group} | {len(speedups)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

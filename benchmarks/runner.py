@@ -34,6 +34,7 @@ class Settings:
     cold_rounds: int = 0  # timings of a single call, the caches emptied before each
     memory: bool = True  # peaks of calls that keep what backward needs
     device: str = "cpu"
+    tf32: bool | None = None  # float32 products on a GPU in TF32; None leaves torch's switches as they are
 
 
 class OtherSettings(ValueError):
@@ -59,6 +60,8 @@ def run(
         OtherSettings: ``earlier`` does not fit.
     """
     torch.set_num_threads(settings.threads)
+    if settings.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     absent = {provider.name: provider.absent for provider in contestants if provider.absent is not None}
     contestants = [provider for provider in contestants if provider.absent is None]
     result: Result = {
@@ -77,34 +80,38 @@ def run(
         "load_average_before": machine.load_average(),
         "cases": [],
     }
+    rows: dict[Case, Row] = {}
     if earlier is not None:
-        _check_same(result, earlier)
+        rows = {Case(**row["case"]): row for row in earlier["cases"]}
+        _check_same(result, earlier, [str(case) for case in rows if case not in set(cases)])
         result |= {key: earlier[key] for key in ("date", "load_average_before", "wall", "clocks")}
     else:
         result["wall"] = wall.measure(settings.threads, settings.device, min(0.2, settings.seconds))
-    done = {Case(**row["case"]): row for row in earlier["cases"]} if earlier else {}
     progress = tqdm(cases, unit="case", disable=quiet)
     for case in progress:
         progress.set_postfix_str(str(case))
-        result["cases"].append(done.get(case) or _row(case, contestants, settings, result["wall"]))
-        if case not in done:
+        if case not in rows:
+            rows[case] = _row(case, contestants, settings, result["wall"])
+            result["cases"] = [rows[case] for case in cases if case in rows]
             save(result)
+    result["cases"] = [rows[case] for case in cases]
     return {**result, "load_average_after": machine.load_average()}
 
 
-def failures(result: Result) -> list[str]:
-    """Every provider and case that was refused by the gate."""
-    return [
-        f"{Case(**row['case'])}: {entry['error']}"
-        for row in result["cases"]
-        for entry in row["results"].values()
-        if "error" in entry
-    ]
+def failures(result: Result) -> dict[str, list[str]]:
+    """By provider, the cases that were refused by the gate, each with the reason."""
+    refused: dict[str, list[str]] = {}
+    for row in result["cases"]:
+        for name, entry in row["results"].items():
+            if "error" in entry:
+                refused.setdefault(name, []).append(f"{Case(**row['case'])}: {entry['error']}")
+    return refused
 
 
-def _check_same(result: Result, earlier: Result) -> None:
+def _check_same(result: Result, earlier: Result, strangers: Sequence[str]) -> None:
     now, then = _flat({key: result[key] for key in _SAME}), _flat({key: earlier.get(key) for key in _SAME})
     different = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in now | then if now.get(key) != then.get(key)]
+    different += [f"it has {strangers[0]}, which this run does not"] if strangers else []
     if different:
         raise OtherSettings(f"the earlier run cannot be taken up again: {'; '.join(different)}")
 
@@ -121,19 +128,25 @@ def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settin
     problem = make_problem(case, settings.seed, settings.device)
     rows = sum(problem.lengths)
     seconds = min(0.05, settings.seconds)
+    others = machine.Others()
     with _kept_on(settings.threads):
         before = wall.rate(case, limits, settings.threads, seconds)
         measured = _measure(problem, contestants, settings)
         after = wall.rate(case, limits, settings.threads, seconds)
-    return {
+    row: Row = {
         "case": case.as_dict(),
         "group": case.group,
         "rows": rows,
         "operations": flops.operations(case, rows),
         "wall_flops": max(before, after) if before and after else None,
+        "others_share": others.share(),
         "baseline_kernel": baseline.kernel(case, settings.device),
         "results": measured,
     }
+    for name, entry in measured.items():
+        if (share := wall.share(row, name)) is not None:
+            entry["wall_share"] = round(share, 4)
+    return row
 
 
 @contextmanager
@@ -154,16 +167,20 @@ def _measure(problem: Problem, contestants: Sequence[providers.Provider], settin
         if objection is not None:
             results[provider.name] = {"unsupported": objection}
             continue
-        with provider.scope():
-            prepared = provider.prepare(problem)
-            try:
+        try:
+            with provider.scope():
+                prepared = provider.prepare(problem)
                 results[provider.name] = {"budget_used": gate.check(provider.name, prepared.results(), provider.omits)}
-            except Mismatch as mismatch:
-                results[provider.name] = {"error": str(mismatch)}
-                continue
+        except Mismatch as mismatch:
+            results[provider.name] = {"error": str(mismatch)}
+            continue
+        except Exception as error:  # a peer that fails is refused, too: the others are still measured
+            if provider.name == providers.BASELINE:
+                raise
+            results[provider.name] = {"error": f"{provider.name} failed: {type(error).__name__}: {error}"[:500]}
+            continue
         ready[provider.name] = timing.Contestant(prepared.call, provider.scope)
     del gate
-    gc.collect()
     for name, entry in _times(ready, settings).items():
         results[name] |= entry
     for name, entry in _peaks(case, ready, contestants, settings).items():
@@ -213,6 +230,7 @@ def _peaks(
     if not settings.memory or case.mode not in ("training", "forward"):
         return {}
     reason = memory.unsupported(settings.device)
+    gc.collect()
     entries: dict[str, dict[str, Any]] = {}
     for provider in contestants:
         if provider.name not in ready:

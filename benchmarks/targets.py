@@ -80,10 +80,12 @@ def table(result: Result) -> str:
 
 
 def verdict(result: Result) -> str:
-    """How many targets are met, in one line."""
+    """How many targets are met, and which cases had wrong results and no time."""
     met = [outcome.met for outcome in judge(result)]
     missing = f", {met.count(None)} not measured" if None in met else ""
-    return f"{met.count(True)} of {len(met)} targets met{missing}."
+    refused = [str(Case(**row["case"])) for row in result["cases"] if "error" in row["results"].get(OURS, {})]
+    gate = f" Refused by the gate and in no line above: {'; '.join(refused)}." if refused else ""
+    return f"{met.count(True)} of {len(met)} targets met{missing}.{gate}"
 
 
 def shape(case: Case | None) -> str:

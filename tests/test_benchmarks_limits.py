@@ -149,7 +149,9 @@ def test_a_target_is_the_geometric_mean_over_its_cases_and_the_worst_is_named():
     assert "| LSTM inference | torch.nn | ≥ 2 | 3.00 | 2 | 0.90: T=5 B=2 I=8 H=8 | yes |" in text
     assert "| LSTM inference | torch.nn | ≥ 1 in each | 0.90 | 2 | 0.90: T=5 B=2 I=8 H=8 | **no** |" in text
     assert "| LSTM training | torch.nn | ≥ 1.7 | not measured | 0 |  |  |" in text
-    assert targets.verdict(found).startswith("1 of ")
+    assert targets.verdict(found).startswith("1 of ") and "Refused" not in targets.verdict(found)
+    found["cases"][1]["results"]["rnnkernels"] = {"error": "the error of output is 3 times its budget"}
+    assert f"Refused by the gate and in no line above: {fast}." in targets.verdict(found)
 
 
 def _entries(**seconds: float) -> dict:

@@ -36,7 +36,7 @@ _FACTORIES = {
     BASELINE: functools.partial(modules.torch_nn, BASELINE),
     PADDED: functools.partial(modules.padded, PADDED),
     OURS: functools.partial(modules.rnnkernels_backend, OURS),
-    **{f"{OURS}:{b}": functools.partial(modules.rnnkernels_backend, f"{OURS}:{b}", b) for b in backends.PREFERENCE},
+    **{f"{OURS}:{name}": functools.partial(modules.rnnkernels_backend, f"{OURS}:{name}", name) for name in backends.PREFERENCE},
     ONNX_RUNTIME: functools.partial(onnx_runtime.provider, ONNX_RUNTIME),
     JAX: functools.partial(jax_scan.provider, JAX),
     "torch.compile": functools.partial(compiled_cell.provider, "torch.compile"),
@@ -55,14 +55,16 @@ def names() -> list[str]:
     return [*_FACTORIES, *_ELSEWHERE]
 
 
-def make(name: str) -> Provider:
-    """The provider of that name, one of :func:`names`. Whether it can be measured is in ``absent``."""
+def make(name: str, device: str = "cpu") -> Provider:
+    """The provider of that name, one of :func:`names`, on a device. Whether it can be measured there is in ``absent``."""
     if name in _ELSEWHERE:
         installed = importlib.util.find_spec(name) is not None
         return Provider(name, _no_prepare, absent=_ELSEWHERE[name] if installed else f"{name} is not installed")
     if name not in _FACTORIES:
         raise ValueError(f"unknown provider {name!r}; known are {', '.join(names())}")
-    return _FACTORIES[name]()
+    if device != "cpu" and name in (ONNX_RUNTIME, JAX):
+        return Provider(name, _no_prepare, absent=f"it is measured on the CPU, not on {device}")
+    return _FACTORIES[name](device=device)
 
 
 def _no_prepare(problem: object) -> Prepared:

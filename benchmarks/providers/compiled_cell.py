@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,9 @@ from .base import Provider
 from .modules import prepare
 
 
-def provider(name: str) -> Provider:
+def provider(name: str, device: str = "cpu") -> Provider:
     compilers = [compiler for compiler in ("c++", "g++", "clang++") if shutil.which(compiler)]
-    absent = None if compilers or torch.cuda.is_available() else "torch.compile finds no C++ compiler"
+    absent = None if compilers or device != "cpu" else "torch.compile finds no C++ compiler"
     return Provider(name, functools.partial(prepare, {"lstm": _LSTM, "gru": _GRU}), _unsupported, absent=absent)
 
 
@@ -42,25 +44,27 @@ def _gru_cell(a: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     return (1 - z) * (x_n + (x_r + h_r).sigmoid() * h_n).tanh() + z * h
 
 
-class _LSTM(nn.LSTM):
-    step = staticmethod(torch.compile(_lstm_cell, dynamic=False))
+@functools.cache
+def compiled(cell: Callable[..., Any]) -> Callable[..., Any]:
+    """Once, and only if it is needed: importing the compiler alone takes seconds."""
+    return torch.compile(cell, dynamic=False)
 
+
+class _LSTM(nn.LSTM):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # type: ignore[override]
         h = c = x.new_zeros(x.size(1), self.hidden_size)
-        outputs = []
+        step, outputs = compiled(_lstm_cell), []
         for a in F.linear(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0):
-            h, c = self.step(a, h, c, self.weight_hh_l0)
+            h, c = step(a, h, c, self.weight_hh_l0)
             outputs.append(h)
         return torch.stack(outputs), (h[None], c[None])
 
 
 class _GRU(nn.GRU):
-    step = staticmethod(torch.compile(_gru_cell, dynamic=False))
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         h = x.new_zeros(x.size(1), self.hidden_size)
-        outputs = []
+        step, outputs = compiled(_gru_cell), []
         for a in F.linear(x, self.weight_ih_l0, self.bias_ih_l0):
-            h = self.step(a, h, self.weight_hh_l0, self.bias_hh_l0)
+            h = step(a, h, self.weight_hh_l0, self.bias_hh_l0)
             outputs.append(h)
         return torch.stack(outputs), h[None]

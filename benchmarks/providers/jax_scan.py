@@ -24,7 +24,7 @@ from .base import Prepared, Provider, Results, named
 _THREADS_VARIABLE = "PJRT_NPROC"
 
 
-def provider(name: str) -> Provider:
+def provider(name: str, device: str = "cpu") -> Provider:
     absent = None if importlib.util.find_spec("jax") is not None else "jax is not installed"
     if absent is None:
         absent = _start(torch.get_num_threads())

@@ -19,20 +19,20 @@ from .base import Prepared, Provider, Results, named
 _OUR_CLASSES: dict[str, type[nn.Module]] = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}
 
 
-def torch_nn(name: str) -> Provider:
+def torch_nn(name: str, device: str = "cpu") -> Provider:
     return Provider(name, functools.partial(prepare, TORCH_CLASSES))
 
 
-def rnnkernels_backend(name: str, backend: str | None = None) -> Provider:
+def rnnkernels_backend(name: str, backend: str | None = None, device: str = "cpu") -> Provider:
     """This package, left to choose or held to one backend."""
     making = functools.partial(prepare, _OUR_CLASSES)
     if backend is None:
         return Provider(name, making)
-    unsupported = functools.partial(_objection, backend)
+    unsupported = functools.partial(_objection, backend, device)
     return Provider(name, making, unsupported, scope=functools.partial(rnnkernels.use_backend, backend))
 
 
-def padded(name: str) -> Provider:
+def padded(name: str, device: str = "cpu") -> Provider:
     """torch.nn on the padded batch: what a user of ragged sequences does whom packed ones are too slow.
 
     It has neither final states, which would have to be picked out of the output, nor the reverse direction, which would begin in
@@ -139,10 +139,11 @@ def _padded_unsupported(case: Case) -> str | None:
     return "the reverse direction would begin in the padding" if case.bidirectional else None
 
 
-def _objection(backend: str, case: Case) -> str | None:
-    request = backends.Request(
+def request(case: Case, device: str = "cpu") -> backends.Request:
+    """What the case asks of a backend."""
+    return backends.Request(
         cell=case.cell,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         dtype=case.torch_dtype,
         input_size=case.I,
         hidden_size=case.H,
@@ -151,4 +152,7 @@ def _objection(backend: str, case: Case) -> str | None:
         bidirectional=case.bidirectional,
         packed=case.packed,
     )
-    return backends.get(backend).unsupported(request)
+
+
+def _objection(backend: str, device: str, case: Case) -> str | None:
+    return backends.get(backend).unsupported(request(case, device))

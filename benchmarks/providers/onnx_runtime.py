@@ -33,7 +33,7 @@ def version() -> str | None:
     return onnxruntime.__version__
 
 
-def provider(name: str) -> Provider:
+def provider(name: str, device: str = "cpu") -> Provider:
     keeps = "it keeps what it has allocated for its next call"
     return Provider(name, _prepare, _unsupported, absent=missing(), own_memory=keeps, version=version())
 
