@@ -12,7 +12,7 @@ TORCH ?= torch==2.13.0
 export RNNKERNELS_BUILD_CPU ?= 1
 
 # Triton has no packages for other systems.
-EXTRAS := test,demo,bench$(if $(filter Linux,$(shell uname)),$(comma)triton)
+EXTRAS := test,demo,bench,examples$(if $(filter Linux,$(shell uname)),$(comma)triton)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +28,7 @@ TRITON_TESTS := $(wildcard tests/test_triton_*.py)
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
-.PHONY: all demo test test-cpp test-python test-old-triton bench clean
+.PHONY: all demo test test-cpp test-python test-old-triton bench study clean
 
 all: $(VENV)/.package
 
@@ -51,6 +51,10 @@ test-old-triton: $(VENV)/.package $(OLD_TRITON)/.installed
 bench: $(VENV)/.package
 	$(BIN)/python -m benchmarks run --out out/bench.json $(BENCH); status=$$?; \
 		$(BIN)/python -m benchmarks report out/bench.json --figures out/bench && exit $$status
+
+# Ten minutes of an idle machine; STUDY=--quick for a few.
+study: $(VENV)/.package
+	$(BIN)/python -m benchmarks study $(STUDY)
 
 clean:
 	rm -rf $(VENV) build out rnnkernels.egg-info rnnkernels/lib rnnkernels/_C.*

@@ -19,6 +19,7 @@ compare.py      two result files side by side
 explain.py      one case, and the limit that binds it
 targets.py      the speed this package is to reach
 streaming.py    the latency of one streaming step: ``python -m benchmarks.streaming``
+study/          LSTM or GRU? The textbooks' claims, measured: ``python -m benchmarks study``
 test_speed.py   entries for pytest-benchmark
 results/        committed result files, one directory per machine, named by hardware
 gpu_acceptance  the same question, and more, on a GPU: ``python -m benchmarks.gpu_acceptance --out DIR``

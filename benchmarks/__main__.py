@@ -13,6 +13,7 @@ import torch
 
 from . import compare, explain, figures, grids, machine, providers, report, results, runner, targets, wall
 from .cases import MODES, Case
+from .study import command as study
 
 
 class UsageError(Exception):
@@ -214,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("targets", help="what a result file says of the project's targets")
     judge.set_defaults(command=_targets)
     judge.add_argument("file", type=Path)
+
+    study.add_to(commands)
     return parser
 
 

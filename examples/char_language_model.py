@@ -7,6 +7,8 @@ it saves a plot.
 Training is chaotic: in float32 two correct runs that round differently drift apart exponentially. How far is measured along the
 way, by training torch.nn twice more with its recurrent weights moved by at most one unit in the last place before each step:
 rnnkernels may differ from torch.nn by twice what these runs differ by among each other, else the exit status is 1.
+
+    python examples/char_language_model.py          # or: make demo
 """
 
 from __future__ import annotations
