@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +126,20 @@ def clocks(device: str = "cpu") -> dict[str, Any]:
         cpuinfo = Path("/proc/cpuinfo")
         found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
         return {"cpu_mhz": [round(float(value)) for value in found]} if found else {"unreadable": "the system does not say"}
+    return driver_values(_DRIVER_FIELDS, "unreadable")
+
+
+def driver_values(fields: Sequence[str], absent: str) -> dict[str, Any]:
+    """What nvidia-smi says of these fields of the first GPU; ``{absent: reason}`` where it says nothing."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return {"unreadable": "nvidia-smi is not installed"}
-    query = [tool, "-i", "0", f"--query-gpu={','.join(_DRIVER_FIELDS)}", "--format=csv,noheader"]
+        return {absent: "nvidia-smi is not installed"}
+    query = [tool, "-i", "0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     values = done.stdout.strip().split(", ")
-    if done.returncode or len(values) != len(_DRIVER_FIELDS):
-        return {"unreadable": f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}"}
-    return dict(zip(_DRIVER_FIELDS, values, strict=True))
+    if done.returncode or len(values) != len(fields):
+        return {absent: f"nvidia-smi: {(done.stderr or done.stdout).strip()[:500]}"}
+    return dict(zip(fields, values, strict=True))
 
 
 def _cores_name(cpu: str | None) -> str:

@@ -181,3 +181,16 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         session, _ = streaming._native_session()
         monkeypatch.setattr(streaming, "_native_session", lambda: (functools.partial(session, use_exchange=False), None))
     return "native"
+
+
+@pytest.fixture
+def precision() -> Iterator:
+    """``precision(name)`` sets how float32 products of recurrent layers are computed."""
+    switch = torch.backends.cudnn.rnn
+    before = switch.fp32_precision
+
+    def set_to(name: str) -> None:
+        switch.fp32_precision = name
+
+    yield set_to
+    switch.fp32_precision = before

@@ -34,19 +34,6 @@ def triton_in_this_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def precision() -> Iterator:
-    """``precision(name)`` sets how float32 products of recurrent layers are computed."""
-    switch = torch.backends.cudnn.rnn
-    before = switch.fp32_precision
-
-    def set_to(name: str) -> None:
-        switch.fp32_precision = name
-
-    yield set_to
-    switch.fp32_precision = before
-
-
 def offered(
     cell: str, backward: bool, hidden_size: int, dtype: torch.dtype, batch: int = 16, directions: int = 1
 ) -> list[Tiling]:

@@ -31,19 +31,6 @@ def cuda_in_this_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def precision() -> Iterator:
-    """``precision(name)`` sets how float32 products of recurrent layers are computed."""
-    switch = torch.backends.cudnn.rnn
-    before = switch.fp32_precision
-
-    def set_to(name: str) -> None:
-        switch.fp32_precision = name
-
-    yield set_to
-    switch.fp32_precision = before
-
-
 def offered(case: Case) -> list[dict]:
     """What :func:`native.forced` may be given for both passes of a layer."""
     sizes = (case.input_size, case.hidden_size, case.proj_size, case.num_layers)

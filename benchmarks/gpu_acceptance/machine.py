@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def run(stage: Stage) -> None:
     stage.row("hardware", lambda: _hardware(stage))
     stage.row("versions", _versions)
     stage.row("switches", _switches)
-    stage.row("driver", _driver)
+    stage.row("driver", lambda: machine.driver_values(_DRIVER_FIELDS, "unsupported"))
     stage.row("tools", lambda: {"found": {name: find_tool(name) is not None for name in _TOOLS}})
     stage.row("environment", _environment)
 
@@ -135,18 +134,6 @@ def _switches() -> Row:
         except RuntimeError as error:
             switches[name] = f"cannot be read: {describe_error(error)[:120]}"
     return {"switches": switches, "variables": {k: v for k, v in info.collect()["environment"].items() if v is not None}}
-
-
-def _driver() -> Row:
-    tool = find_tool("nvidia-smi")
-    if tool is None:
-        return {"unsupported": "nvidia-smi is not installed"}
-    query = [tool, "-i", "0", f"--query-gpu={','.join(_DRIVER_FIELDS)}", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    values = done.stdout.strip().split(", ")
-    if done.returncode or len(values) != len(_DRIVER_FIELDS):
-        return {"unsupported": f"nvidia-smi: {(done.stderr or done.stdout).strip()[:500]}"}
-    return dict(zip(_DRIVER_FIELDS, values, strict=True))
 
 
 def _environment() -> Row:
