@@ -257,7 +257,12 @@ CLAIMS = (
     Claim("A GRU answers sooner in real time, one step at a time.", ("streaming",), _latency, _TIME),
     Claim("A GRU converges in fewer steps.", ("language", *LAGGED), _convergence, "GRU's steps ÷ LSTM's"),
     Claim("A GRU converges in less time.", ("language", "language step"), _convergence_in_time, "GRU's seconds ÷ LSTM's"),
-    Claim("An LSTM models language better after the same number of steps.", ("language",), _language, "GRU's loss less LSTM's, nats per character"),
+    Claim(
+        "An LSTM models language better after the same number of steps.",
+        ("language",),
+        _language,
+        "GRU's loss less LSTM's, nats per character",
+    ),
     Claim("An LSTM recognises speech better.", ("speech",), _speech, "LSTM's accuracy less GRU's", percent=True),
     Claim("An LSTM bridges longer lags.", LAGGED, _long_range, "LSTM's accuracy less GRU's", percent=True),
     Claim("A GRU forecasts better from little data.", ("series",), _little_data, "LSTM's error less GRU's, of persistence's"),
