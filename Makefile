@@ -74,9 +74,10 @@ $(OLD_TRITON)/.installed: $(VENV)/.tools
 	$(BIN)/python -m pip install --no-deps --upgrade --target $(OLD_TRITON) "triton==3.6.0" "numpy<2.4"
 	touch $@
 
-# The C++ tests, as they are shipped and under AddressSanitizer and UndefinedBehaviorSanitizer.
-build/release/.passed build/sanitize/.passed: build/%/.passed: $(VENV)/.tools $(NATIVE) $(CPP_TESTS)
-	$(BIN)/cmake -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+# The C++ tests, as they are shipped and under AddressSanitizer and UndefinedBehaviorSanitizer. The package is there before them:
+# Triton's wheel has the program that reads what nvcc compiles.
+build/release/.passed build/sanitize/.passed: build/%/.passed: $(VENV)/.package $(NATIVE) $(CPP_TESTS)
+	$(BIN)/cmake -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython3_EXECUTABLE=$(abspath $(BIN)/python) \
 		$(if $(filter sanitize,$*),-DRNNKERNELS_SANITIZE=address$(comma)undefined)
 	$(BIN)/cmake --build build/$*
 	$(BIN)/ctest --test-dir build/$* --output-on-failure --parallel $(CORES)
