@@ -139,7 +139,7 @@ def gates_after_training(variant: ablations.Variant) -> torch.Tensor:
     return rnnkernels.ops.reference.gru_forward(x, None, zero, weights, True, False, True)[2][0]
 
 
-@pytest.mark.parametrize("variant", ablations.VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", ablations.VARIANTS, ids=lambda variant: variant.name)
 def test_gates_that_are_taken_away_stay_away(variant, native_library):
     gates = gates_after_training(variant)
     rows = dict(zip("ifgo" if variant.cell == "lstm" else "rzn", gates.unbind(2), strict=False))
