@@ -53,7 +53,12 @@ def compiled(root: Path, *arguments: str | Path) -> None:
 def library(sources: Path, cell: str, name: str) -> ctypes.CDLL:
     """One cell's kernels, from the sources as they stand now."""
     target = sources / f"{name}.so"
-    files = (ROOT / "tests/cpp/extended_cell.cpp", sources / f"csrc/cpu/{cell}.cpp", sources / "gemm.o")
+    files = (
+        ROOT / "tests/cpp/extended_cell.cpp",
+        sources / f"csrc/cpu/{cell}.cpp",
+        sources / "gemm.o",
+        ROOT / "csrc/cpu/rounds.cpp",
+    )
     compiled(sources, f"-DRNNKERNELS_CELL_KERNELS=k{cell.capitalize()}", "-shared", "-o", target, *files)
     return ctypes.CDLL(str(target))
 
