@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from cases import Case, Implementation, Problem, evaluate, ours, torch_nn
+from cases import Case, Implementation, Problem, draw, evaluate, ours, torch_nn
 from oracle import error, floor
 from torch import Tensor
 
@@ -30,3 +32,21 @@ def assert_as_exact_as_cudnn(problem: Problem) -> None:
     for name, value in actual.items():
         allowed = 2 * error(theirs[name], exact[name]) + floor(digits) * torch.finfo(digits).eps
         assert error(value, exact[name]) <= allowed, f"{problem.case}: {name}"
+
+
+def assert_a_graph_replays_on_new_input(step: Callable[[], tuple[Tensor, ...]], x: Tensor, case: Case) -> None:
+    """Captured once, ``step``, which reads ``x``, gives the bits of a call when ``x`` holds another problem's input."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for seed in (1, 2):
+        x.copy_(draw(case, seed).input)
+        graph.replay()
+        for value, wanted in zip(captured, step(), strict=True):
+            assert torch.equal(value, wanted)

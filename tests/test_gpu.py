@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
 from cases import Case, draw, evaluate, ours
-from gpu_problems import assert_as_exact_as_cudnn, on_gpu
+from gpu_problems import assert_a_graph_replays_on_new_input, assert_as_exact_as_cudnn, on_gpu
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -113,20 +112,7 @@ def test_a_captured_graph_replays_forward_and_backward_on_new_input(cell: str, h
         output, _ = getattr(functional, cell)(x, None, weights)
         return output.detach(), *torch.autograd.grad(output.float().square().sum(), weights)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for seed in (1, 2):
-        x.copy_(draw(replace(problem.case), seed).input)
-        graph.replay()
-        for value, wanted in zip(captured, step(), strict=True):
-            assert torch.equal(value, wanted)
+    assert_a_graph_replays_on_new_input(step, x, problem.case)
 
 
 @pytest.mark.parametrize("tiling_of", [lambda found: found[0], lambda found: STEPWISE], ids=["planned", "stepwise"])

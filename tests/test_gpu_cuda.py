@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cases import Case, draw, evaluate, ours
-from gpu_problems import assert_as_exact_as_cudnn, on_gpu
+from gpu_problems import assert_a_graph_replays_on_new_input, assert_as_exact_as_cudnn, on_gpu
 from torch import Tensor
 
 from rnnkernels import _library, functional, use_backend
@@ -104,20 +104,7 @@ def test_a_captured_graph_replays_forward_and_backward_on_new_input(
             output, _ = getattr(functional, cell)(x, None, weights, bidirectional=bidirectional)
             return output.detach(), *torch.autograd.grad(output.float().square().sum(), weights)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for seed in (1, 2):
-        x.copy_(draw(case, seed).input)
-        graph.replay()
-        for value, wanted in zip(captured, step(), strict=True):
-            assert torch.equal(value, wanted)
+    assert_a_graph_replays_on_new_input(step, x, case)
 
 
 @pytest.mark.parametrize("schedule", ["planned", "stepwise"])
