@@ -66,7 +66,7 @@ using DtypeCode = int32_t;
 
 DtypeCode dtype_code(const Tensor& tensor) {
   DtypeCode code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
   return code;
 }
 
@@ -263,7 +263,7 @@ Tensor empty(const Sizes& sizes, DtypeCode dtype) {
     stride *= std::max<int64_t>(sizes[i], 1);
   }
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.count(), sizes.data(), strides, dtype,
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.count(), sizes.data(), strides, dtype,
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
