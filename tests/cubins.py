@@ -76,6 +76,7 @@ class Report(NamedTuple):
     shared: int  # bytes per program
     estimate: int  # of ``shared``, by plan.shared_memory
     in_loop: dict[str, int]
+    carried: list[str]  # variables that the time loop hands from one turn to the next
 
 
 def compile_all(configurations: list[Configuration], folder: Path) -> dict[Configuration, list[Report]]:
@@ -147,14 +148,23 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True).stdout
 
 
+def _carried(ttir: str) -> list[str]:
+    """The names before the loop that carries the most, without the numbers Triton tells its values apart by."""
+    loops = re.findall(r"scf\.for .*?iter_args\((.*?)\) ->", ttir)
+    return max(([re.sub(r"_\d+$", "", n) for n in re.findall(r"%(\w+) = ", loop)] for loop in loops), key=len, default=[])
+
+
 def _read(kernel, estimate: int) -> Report:
+    carried = _carried(kernel.asm["ttir"])
     if "cubin" not in kernel.asm:
         text = kernel.asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
         spilled = int(re.search(r"\.vgpr_spill_count:\s+(\d+)", text)[1]) + int(
             re.search(r"\.sgpr_spill_count:\s+(\d+)", text)[1]
         )
-        return Report(registers, spilled, kernel.metadata.shared, estimate, {"matrix": len(re.findall(r"\bv_mfma", text))})
+        return Report(
+            registers, spilled, kernel.metadata.shared, estimate, {"matrix": len(re.findall(r"\bv_mfma", text))}, carried
+        )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -163,7 +173,7 @@ def _read(kernel, estimate: int) -> Report:
     registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
     body = _largest_loop(code)
     in_loop = {name: sum(bool(re.search(pattern, line)) for line in body) for name, pattern in INSTRUCTIONS.items()}
-    return Report(registers, stack, kernel.metadata.shared, estimate, in_loop)
+    return Report(registers, stack, kernel.metadata.shared, estimate, in_loop, carried)
 
 
 def _largest_loop(code: str) -> list[str]:

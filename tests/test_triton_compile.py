@@ -125,6 +125,15 @@ def test_every_step_multiplies_on_matrix_units_and_a_grid_meets_at_a_barrier(rep
             assert (report.in_loop["arrival"] > 0) == (configuration.schedule == "grid"), configuration
 
 
+@of_each(tiled, GROUPS + AMD)
+def test_a_grids_steps_read_where_the_step_before_wrote(reports, kind, group: Group) -> None:
+    """Triton's interpreter does not show it: compiled, a loop may take for constant what changes (see ``tiles.no_step``)."""
+    for configuration in kind(group):
+        for report in reports[configuration]:
+            where = {"begin", "begin_before", "n_before"}
+            assert where <= set(report.carried) or configuration.schedule != "grid", f"{configuration}: {report}"
+
+
 @of_each(pointwise, POINTWISE)
 def test_pointwise_kernels_of_the_stepwise_schedule_compile_for_every_architecture(reports, kind, group: Group) -> None:
     for configuration in kind(group):

@@ -1,7 +1,8 @@
 """The numbers of a case, results by name, and how far they may be from exact.
 
 The oracle is torch.nn in float64 on the CPU, on the case's own (rounded) numbers. The yardstick is torch.nn on the GPU (cuDNN) in
-the case's dtype and under the same TF32 switch: on each result ours may be off by twice as much, plus a floor.
+the case's dtype and under the same TF32 switch: on each result ours may be off by twice as much, plus a floor. Where TF32 is
+allowed the floor is float16's, which has as many digits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rnnkernels import functional, use_backend
+from rnnkernels.precision import allows_tf32
 
 from ..cases import TORCH_CLASSES, Case, make_problem
 from ..gate import FLOOR_ULP
@@ -135,7 +137,8 @@ class Budget:
 
     def __init__(self, problem: Problem, device: torch.device) -> None:
         dtype = problem.case.torch_dtype
-        self.eps, self.floor = torch.finfo(dtype).eps, FLOOR_ULP[dtype]
+        digits = torch.float16 if dtype == torch.float32 and allows_tf32() else dtype
+        self.eps, self.floor = torch.finfo(dtype).eps, FLOOR_ULP[digits] * torch.finfo(digits).eps
         self.exact = evaluate(problem, "aten", torch.device("cpu"), torch.float64)
         runs = [evaluate(problem, "aten", device, dtype, run) for run in range(RUNS)]
         self.torchs = {name: max(_error(run[name], exact) for run in runs) for name, exact in self.exact.items()}
@@ -150,7 +153,7 @@ class Budget:
             if value.shape != self.exact[name].shape:
                 raise ValueError(f"{name} has shape {list(value.shape)}, expected {list(self.exact[name].shape)}")
             error = _error(value, self.exact[name])
-            shares[name] = error / (2 * self.torchs[name] + self.floor * self.eps)
+            shares[name] = error / (2 * self.torchs[name] + self.floor)
         worst = max(shares, key=shares.__getitem__)
         return {
             "within_budget": shares[worst] <= 1,

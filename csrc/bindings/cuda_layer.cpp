@@ -122,8 +122,14 @@ Layer check_layer(Pass pass, const Flags& flags, const Manner& manner, const Ten
 }
 
 Plan plan_for(const Layer& layer) {
-  Plan plan = choose(layer.request, device_limits(layer.device()), measurements(), layer.wish);
-  STD_TORCH_CHECK(layer.wish.granted(plan), "the schedule asked for cannot serve this layer: ", plan.reason);
+  Wish wish = layer.wish;
+  if (layer.sequence.rows * layer.sequence.directions > kMostPersistentRows) {
+    STD_TORCH_CHECK(!wish.any() || wish.schedule == Schedule::kStepwise, "the schedule asked for cannot serve this layer: ",
+                    "steps, batch and directions have more rows than ", kMostPersistentRows);
+    wish.schedule = Schedule::kStepwise;
+  }
+  Plan plan = choose(layer.request, device_limits(layer.device()), measurements(), wish);
+  STD_TORCH_CHECK(wish.granted(plan), "the schedule asked for cannot serve this layer: ", plan.reason);
   return plan;
 }
 

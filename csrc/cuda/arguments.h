@@ -9,6 +9,9 @@ namespace rnnkernels::cuda {
 
 inline constexpr int kMostDirections = 2;
 
+// Rows of all steps and directions that the persistent schedules can count, which do it in int.
+inline constexpr int64_t kMostPersistentRows = int64_t(1) << 30;
+
 struct Sequence {
   int64_t steps, batch, rows;  // T, N, R
   // (T + 1): rows before each step; null when dense. Rows of a step do not increase over time.

@@ -35,9 +35,9 @@ void write_offsets(const int64_t* offsets, int64_t count, int64_t* to, Stream st
 }
 
 void states_before(ProductName product, const StatesBeforeArguments& arguments, Stream stream) {
-  const int64_t elements = arguments.sequence.rows * arguments.sequence.hidden;
+  const int64_t threads = arguments.sequence.rows * kLanes;
   with_storage(product, [&](auto storage) {
-    launch_simple(states_before_kernel<decltype(storage)>, elements, arguments.sequence.directions, arguments, stream,
+    launch_simple(states_before_kernel<decltype(storage)>, threads, arguments.sequence.directions, arguments, stream,
                   "states_before");
   });
 }

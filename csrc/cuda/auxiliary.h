@@ -4,6 +4,7 @@
 
 #include "arguments.h"
 #include "cells.h"
+#include "product.h"
 
 namespace rnnkernels::cuda {
 
@@ -20,14 +21,6 @@ RNN_DEVICE void write_offsets(const OffsetsArguments& p) {
   for (int i = device::thread(); i < p.count; i += device::threads()) p.to[i] = p.values[i];
 }
 
-// h before each step: what the gradient of W_hh multiplies. block_y is the direction; a thread has one element.
-struct StatesBeforeArguments {
-  Sequence sequence;
-  const void* output;  // (..., D*H) S
-  const void* h0;      // (D, N, H) S
-  void* before;        // (D, R, H) S
-};
-
 // The step of row r.
 RNN_DEVICE int64_t step_of(const Sequence& s, int64_t r) {
   if (s.offsets == nullptr) return r / s.batch;
@@ -43,19 +36,30 @@ RNN_DEVICE int64_t step_of(const Sequence& s, int64_t r) {
   return low;
 }
 
+// h before each step: what the gradient of W_hh multiplies. block_y is the direction; a warp has one row, because finding where it
+// comes from takes longer than copying it.
+struct StatesBeforeArguments {
+  Sequence sequence;
+  const void* output;  // (..., D*H) S
+  const void* h0;      // (D, N, H) S
+  void* before;        // (D, R, H) S
+};
+
 template <class S>
 RNN_DEVICE void states_before(const StatesBeforeArguments& p) {
   const Sequence& s = p.sequence;
-  const int64_t i = int64_t(device::block_x()) * device::threads() + device::thread();
-  if (i >= s.rows * s.hidden) return;
-  const int64_t r = i / s.hidden, t = step_of(s, r);
-  const int u = int(i % s.hidden), direction = device::block_y();
+  const int64_t r = (int64_t(device::block_x()) * device::threads() + device::thread()) / kLanes;
+  if (r >= s.rows) return;
+  const int64_t t = step_of(s, r);
+  const int direction = device::block_y();
   const auto offset = [&](int64_t step) { return s.offsets == nullptr ? step * s.batch : s.offsets[step]; };
   const int64_t b = r - offset(t), before = direction == 1 ? t + 1 : t - 1;
   const bool active = before >= 0 && before < s.steps && b < offset(before + 1) - offset(before);
-  const S* from = active ? static_cast<const S*>(p.output) + ((offset(before) + b) * s.directions + direction) * s.hidden + u
-                         : static_cast<const S*>(p.h0) + (direction * s.batch + b) * s.hidden + u;
-  static_cast<S*>(p.before)[direction * s.rows * s.hidden + i] = device::load_constant(from);
+  const S* from = active ? static_cast<const S*>(p.output) + ((offset(before) + b) * s.directions + direction) * s.hidden
+                         : static_cast<const S*>(p.h0) + (direction * s.batch + b) * s.hidden;
+  S* to = static_cast<S*>(p.before) + (direction * s.rows + r) * s.hidden;
+  RNN_UNROLL_BY(4)
+  for (int u = device::thread() % kLanes; u < s.hidden; u += kLanes) to[u] = device::load_constant(from + u);
 }
 
 // LSTM's h of all steps before its projection, from what forward saved: what the gradient of W_hr multiplies. A thread has one

@@ -18,6 +18,8 @@
 #define RNN_DEVICE __device__ __forceinline__
 #define RNN_HOST_DEVICE __host__ __device__ __forceinline__
 #define RNN_UNROLL _Pragma("unroll")
+#define RNN_PRAGMA(text) _Pragma(#text)
+#define RNN_UNROLL_BY(count) RNN_PRAGMA(unroll(count))
 #define RNN_NO_UNROLL _Pragma("unroll 1")  // where more iterations at once cost more registers than there are
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -32,15 +34,19 @@ namespace rnnkernels::cuda::device {
 inline constexpr int kGuardBytes = 0;
 RNN_HOST_DEVICE void guard(unsigned char*) {}
 
+// What lies `bytes` after `base`; null is what only counts. In a kernel nothing is null, and need not be compared to it.
+RNN_HOST_DEVICE unsigned char* piece(unsigned char* base, int64_t bytes) {
+#if defined(__CUDA_ARCH__)
+  return base + bytes;
+#else
+  return base == nullptr ? nullptr : base + bytes;
+#endif
+}
+
 // ---- Where am I ----------------------------------------------------------------------------------------------------
 
 RNN_DEVICE int thread() { return int(threadIdx.x); }
 RNN_DEVICE int threads() { return int(blockDim.x); }
-// x, as something that the compiler knows nothing about.
-RNN_DEVICE int opaque(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 RNN_DEVICE int block_x() { return int(blockIdx.x); }
 RNN_DEVICE int block_y() { return int(blockIdx.y); }
 RNN_DEVICE int grid_x() { return int(gridDim.x); }
@@ -144,24 +150,13 @@ RNN_DEVICE uint32_t remote_address(const void* pointer, int rank) {
   return address;
 }
 
-// Stores 16 or 8 bytes to where `destination` lies in CTA `rank`; its arrival counts there on `barrier`.
+// Stores 16 bytes to where `destination` lies in CTA `rank`; its arrival counts there on `barrier`.
 RNN_DEVICE void store_async(void* destination, int rank, Vector16 value, Mbarrier* barrier) {
 #if RNN_HAS_CLUSTERS
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
                    remote_address(destination, rank)),
                "r"(value.words[0]), "r"(value.words[1]), "r"(value.words[2]), "r"(value.words[3]),
                "r"(remote_address(barrier, rank))
-               : "memory");
-#else
-  __trap();
-#endif
-}
-
-RNN_DEVICE void store_async(void* destination, int rank, Vector8 value, Mbarrier* barrier) {
-#if RNN_HAS_CLUSTERS
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(
-                   remote_address(destination, rank)),
-               "r"(value.words[0]), "r"(value.words[1]), "r"(remote_address(barrier, rank))
                : "memory");
 #else
   __trap();
@@ -227,9 +222,38 @@ RNN_DEVICE Vector16 load16(const void* address) {
 RNN_DEVICE void store16(void* address, Vector16 v) {
   *static_cast<uint4*>(address) = make_uint4(v.words[0], v.words[1], v.words[2], v.words[3]);
 }
-RNN_DEVICE void store8(void* address, Vector8 v) { *static_cast<uint2*>(address) = make_uint2(v.words[0], v.words[1]); }
+
+// Of shared memory, by 32-bit addresses. Of ordinary loads and stores the compiler does not always see that they are to shared
+// memory; then they are generic ones, whose addresses take 64-bit arithmetic, and come later.
+RNN_DEVICE Vector16 load16_shared(const void* address) {
+  Vector16 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+               : "r"(shared_address(address)));
+  return v;
+}
+RNN_DEVICE float load_shared(const float* address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(shared_address(address)));
+  return v;
+}
+RNN_DEVICE void store16_shared(void* address, Vector16 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(address)), "r"(v.words[0]), "r"(v.words[1]),
+               "r"(v.words[2]), "r"(v.words[3])
+               : "memory");
+}
+RNN_DEVICE void store_shared(float* address, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_address(address)), "f"(v) : "memory");
+}
+RNN_DEVICE void store_shared(BFloat16* address, BFloat16 v) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared_address(address)), "h"(v.bits) : "memory");
+}
+RNN_DEVICE void store_shared(Float16* address, Float16 v) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared_address(address)), "h"(v.bits) : "memory");
+}
 
 // From memory that no kernel writes while this one runs.
+RNN_DEVICE int64_t load_constant(const int64_t* address) { return __ldg(reinterpret_cast<const long long*>(address)); }
 RNN_DEVICE double load_constant(const double* address) { return __ldg(address); }
 RNN_DEVICE float load_constant(const float* address) { return __ldg(address); }
 RNN_DEVICE BFloat16 load_constant(const BFloat16* address) { return {__ldg(&address->bits)}; }

@@ -14,10 +14,13 @@ inline constexpr int kTileRows = 16, kTileColumns = 8;  // of an accumulator til
 inline constexpr int kBlockRows = 8;                    // a lane has rows of two such blocks
 inline constexpr int kLanes = 32;
 
-// Storage: the type of tensors. Operand: what is multiplied, in registers and shared memory.
+// Storage: the type of tensors. Operand: what is multiplied, in registers and shared memory. kAddsApart: whether a window's product
+// is summed by itself and then added in float32. Tensor cores cut sums off where float32 rounds them, and over a long row of W_hh
+// that is more than products of this precision are off by.
 struct BFloat16Product {
   using Storage = BFloat16;
   using Operand = BFloat16;
+  static constexpr bool kAddsApart = false;
   RNN_DEVICE static Operand operand(float x) { return device::round_to<BFloat16>(x); }
   RNN_DEVICE static Operand weight(Storage w) { return w; }
   RNN_DEVICE static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { device::mma_bf16(d, a, b); }
@@ -26,6 +29,7 @@ struct BFloat16Product {
 struct Float16Product {
   using Storage = Float16;
   using Operand = Float16;
+  static constexpr bool kAddsApart = false;
   RNN_DEVICE static Operand operand(float x) { return device::round_to<Float16>(x); }
   RNN_DEVICE static Operand weight(Storage w) { return w; }
   RNN_DEVICE static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { device::mma_fp16(d, a, b); }
@@ -35,6 +39,7 @@ struct Float16Product {
 struct Tf32Product {
   using Storage = float;
   using Operand = float;
+  static constexpr bool kAddsApart = false;
   RNN_DEVICE static Operand operand(float x) { return device::round_to_tf32(x); }
   RNN_DEVICE static Operand weight(Storage w) { return device::round_to_tf32(w); }
   RNN_DEVICE static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { device::mma_tf32(d, a, b); }
@@ -44,6 +49,7 @@ struct Tf32Product {
 struct Tf32x3Product {
   using Storage = float;
   using Operand = float;
+  static constexpr bool kAddsApart = true;
   RNN_DEVICE static Operand operand(float x) { return x; }
   RNN_DEVICE static Operand weight(Storage w) { return w; }
 
@@ -73,15 +79,20 @@ inline constexpr int kWindow = kWindowBytes / int(sizeof(typename Product::Opera
 template <class Product>
 inline constexpr int kLaneShare = 16 / int(sizeof(typename Product::Operand));  // elements of a window in one lane
 
-// d (16, 8) += a (16, window) b (window, 8). Lane (g, t) passes its share of a's rows g (low) and g + 8 (high) and of b's
-// column g: the 16 bytes at 16 t of the row's window.
+// d (16, 8) += a (16, window) b (window, 8). Lane (g, t) passes its share of b's column g, the 16 bytes at 16 t of the window, and
+// two fragments of a, in the order of the instruction's registers. Fragment `half` has words 2 half and 2 half + 1 of the lane's
+// share of row g and of row g + 8: (g, 2 half), (g + 8, 2 half), (g, 2 half + 1), (g + 8, 2 half + 1).
 template <class Product>
-RNN_DEVICE void multiply_window(float (&d)[4], const Vector16& low, const Vector16& high, const Vector16& column) {
+RNN_DEVICE void multiply_window(float (&d)[4], const Vector16 (&rows)[2], const Vector16& column) {
+  float apart[4] = {0.0f, 0.0f, 0.0f, 0.0f};
   RNN_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const uint32_t a[4] = {low.words[2 * half], high.words[2 * half], low.words[2 * half + 1], high.words[2 * half + 1]};
     const uint32_t b[2] = {column.words[2 * half], column.words[2 * half + 1]};
-    Product::multiply(d, a, b);
+    Product::multiply(Product::kAddsApart ? apart : d, rows[half].words, b);
+  }
+  if constexpr (Product::kAddsApart) {
+    RNN_UNROLL
+    for (int i = 0; i < 4; ++i) d[i] += apart[i];
   }
 }
 
@@ -89,16 +100,17 @@ RNN_DEVICE uint32_t pack_word(float x) { return device::bits_of(x); }
 RNN_DEVICE uint32_t pack_word(BFloat16 low, BFloat16 high) { return uint32_t(low.bits) | uint32_t(high.bits) << 16; }
 RNN_DEVICE uint32_t pack_word(Float16 low, Float16 high) { return uint32_t(low.bits) | uint32_t(high.bits) << 16; }
 
-// The 16 bytes of elements element(0), element(1), ...
+// A fragment: of lane t's share of a row's window element(block, k) is the k-th, in row g of block 0 or in row g + 8, block 1.
 template <class Product, class Element>
-RNN_DEVICE Vector16 gather(const Element& element) {
+RNN_DEVICE Vector16 gather_fragment(int half, const Element& element) {
   Vector16 result;
   RNN_UNROLL
   for (int i = 0; i < 4; ++i) {
+    const int block = i % 2, word = 2 * half + i / 2;
     if constexpr (sizeof(typename Product::Operand) == 2) {
-      result.words[i] = pack_word(element(2 * i), element(2 * i + 1));
+      result.words[i] = pack_word(element(block, 2 * word), element(block, 2 * word + 1));
     } else {
-      result.words[i] = pack_word(element(i));
+      result.words[i] = pack_word(element(block, word));
     }
   }
   return result;

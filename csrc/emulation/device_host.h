@@ -15,6 +15,7 @@
 #define RNN_DEVICE inline
 #define RNN_HOST_DEVICE inline
 #define RNN_UNROLL
+#define RNN_UNROLL_BY(count)
 #define RNN_NO_UNROLL
 
 namespace rnnkernels::cuda::device {
@@ -31,11 +32,12 @@ inline void guard([[maybe_unused]] unsigned char* begin) {
 #endif
 }
 
+inline unsigned char* piece(unsigned char* base, int64_t bytes) { return base == nullptr ? nullptr : base + bytes; }
+
 // ---- Where am I ----------------------------------------------------------------------------------------------------
 
 inline int thread() { return emulation::here().thread; }
 inline int threads() { return emulation::here().threads; }
-inline int opaque(int x) { return x; }
 inline int block_x() { return emulation::here().block_x; }
 inline int block_y() { return emulation::here().block_y; }
 inline int grid_x() { return emulation::here().grid_x; }
@@ -64,9 +66,6 @@ inline void mbarrier_wait(Mbarrier* barrier, uint32_t parity) { emulation::mbarr
 
 inline void store_async(void* destination, int rank, Vector16 value, Mbarrier* barrier) {
   emulation::store_async(destination, rank, &value, 16, barrier);
-}
-inline void store_async(void* destination, int rank, Vector8 value, Mbarrier* barrier) {
-  emulation::store_async(destination, rank, &value, 8, barrier);
 }
 
 // ---- Flags between CTAs of a grid that is resident as a whole --------------------------------------------------------
@@ -112,9 +111,13 @@ inline void store16(void* address, Vector16 value) {
   check_aligned(address, 16);
   *static_cast<Vector16*>(address) = value;
 }
-inline void store8(void* address, Vector8 value) {
-  check_aligned(address, 8);
-  *static_cast<Vector8*>(address) = value;
+
+inline Vector16 load16_shared(const void* address) { return load16(address); }
+inline float load_shared(const float* address) { return *address; }
+inline void store16_shared(void* address, Vector16 value) { store16(address, value); }
+template <class S>
+inline void store_shared(S* address, S value) {
+  *address = value;
 }
 
 template <class S>

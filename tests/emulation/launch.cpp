@@ -195,7 +195,7 @@ void write_offsets(const int64_t* offsets, int64_t count, int64_t* to, Stream) {
 
 void states_before(ProductName product, const StatesBeforeArguments& a, Stream) {
   with_storage(product, [&](auto storage) {
-    run_simple("states_before", a.sequence.rows * a.sequence.hidden, a.sequence.directions,
+    run_simple("states_before", a.sequence.rows * kLanes, a.sequence.directions,
                [&] { states_before<decltype(storage)>(a); });
   });
 }

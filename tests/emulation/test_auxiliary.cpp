@@ -32,7 +32,7 @@ void states() {
     std::vector<float> before(size_t(kDirections * rows * kHidden), 0.5f);
     const Sequence sequence{steps, batch, rows, packed ? offsets.data() : nullptr, kHidden, kDirections};
     const StatesBeforeArguments arguments{sequence, output.data(), h0.data(), before.data()};
-    run("states_before", rows * kHidden, kDirections, [&] { states_before<float>(arguments); });
+    run("states_before", rows * kLanes, kDirections, [&] { states_before<float>(arguments); });
     for (int64_t d = 0; d < kDirections; ++d) {
       for (int64_t t = 0; t < steps; ++t) {
         for (int64_t b = 0; b < sizes[size_t(t)]; ++b) {

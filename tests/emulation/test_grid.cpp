@@ -92,11 +92,11 @@ void shares_keep_their_value() {
         for (int owner = 0; owner < 2; ++owner)
           scatter.send<8>(k, scatter.shares<8, 8>(k, scatter.rank()), owner * 8 + unit, row,
                           scatter.rank() == 0 ? 0.0f : sent[unit], float(k));
-      scatter.receive<8, 8, 10>(k, shares);
+      scatter.receive<8, 8, 8>(k, shares);
       float low = 0, high = 0;
       for (int fold = 0; fold < cuda::GridScatter::folds(64, 8, 8); ++fold) {
-        low += shares[(fold * 8 + unit) * 10 + row];
-        high += shares[(fold * 8 + unit) * 10 + row + 1];
+        low += shares[(fold * 8 + unit) * 8 + row];
+        high += shares[(fold * 8 + unit) * 8 + row + 1];
       }
       const double off = std::fabs(double(low) - sent[unit]);
       const bool close = std::isfinite(sent[unit]) ? off <= 0x1p-23 * std::fabs(sent[unit]) + 0x1p-149

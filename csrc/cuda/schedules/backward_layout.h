@@ -34,7 +34,7 @@ struct BackwardDivision {
   }
 };
 
-// One vector of packed weights per thread: row j of W_hh^T is unit j of all, its column gate * U + u row gate * H + own unit u
+// One fragment of packed weights per thread: row j of W_hh^T is unit j of all, its column gate * U + u row gate * H + own unit u
 // of W_hh; the windows of warps with the same rows alternate.
 template <class Cell, class Product, class Tile>
 RNN_DEVICE void pack_backward(const PackArguments& p) {
@@ -44,12 +44,12 @@ RNN_DEVICE void pack_backward(const PackArguments& p) {
   if (i >= division.packed_count(p.partition.ctas)) return;
   const int h = p.hidden, units = p.partition.units, direction = device::block_y();
   const PackedPlace place(i, division.warps, division.passes, division.most_windows(), Tile::kBackwardTiles);
-  const int j =
-      (division.first_tile(place.warp, place.pass) + place.tile) * kTileRows + place.block * kBlockRows + place.lane / 4;
+  const int first_j = (division.first_tile(place.warp, place.pass) + place.tile) * kTileRows + place.lane / 4;
   const int first =
       (place.window * division.parts + place.warp % division.parts) * kWindow<Product> + place.lane % 4 * kLaneShare<Product>;
   const S* w = static_cast<const S*>(p.w_hh[direction]);
-  static_cast<Vector16*>(p.packed[direction])[i] = gather<Product>([&](int k) {
+  static_cast<Vector16*>(p.packed[direction])[i] = gather_fragment<Product>(place.half, [&](int block, int k) {
+    const int j = first_j + block * kBlockRows;
     const int gate = (first + k) / units, unit = (first + k) % units, u = place.rank * units + unit;
     const bool inside = gate < Cell::kGates && u < h && j < h;
     return inside ? Product::weight(device::load_constant(w + int64_t(gate * h + u) * h + j)) : Product::operand(0.0f);
@@ -64,8 +64,9 @@ struct BackwardShared {
   using Division = BackwardDivision<Cell, Product, Tile>;
   using Weights = ResidentWeights<Tile::kBackwardTiles, Tile::kBackwardWindows>;
 
-  // So that lanes that send two rows of a unit, and lanes that read a row of many units, meet few banks twice.
-  static constexpr int kSlotRow = Tile::kRows + 2;
+  // From one unit's rows to the next's: whole vectors of 16 bytes, and so that lanes that read two rows of many units meet few
+  // banks twice.
+  static constexpr int kSlotRow = Tile::kRows == 8 ? 8 : Tile::kRows + 4;
 
   device::Mbarrier* arrived;   // (2)
   Alternating<unsigned char>

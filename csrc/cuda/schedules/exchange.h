@@ -14,6 +14,7 @@ namespace rnnkernels::cuda {
 class LocalExchange {
  public:
   static constexpr bool kHasMbarriers = false;
+  static constexpr bool kTakesTime = false;  // from sending to having
   using Forward = LocalExchange;
   using Backward = LocalExchange;
 
@@ -24,19 +25,12 @@ class LocalExchange {
   // Once, after shared memory has its initial content.
   RNN_DEVICE void start() const { device::cta_barrier(); }
   // Announces, during step k - 1, the bytes that will come for step k.
-  RNN_DEVICE void expect(int64_t, int) const {}
+  RNN_DEVICE void expect(int, int) const {}
   // Stores to CTA `rank` what is to lie at `destination` there.
-  template <class Vector>
-  RNN_DEVICE void send(int64_t, int, void* destination, Vector value) const {
-    store(destination, value);
-  }
+  RNN_DEVICE void send(int, int, void* destination, Vector16 value) const { device::store16_shared(destination, value); }
   // Until everything sent for step k has come.
-  RNN_DEVICE void wait(int64_t) const { device::cta_barrier(); }
+  RNN_DEVICE void wait(int) const { device::cta_barrier(); }
   RNN_DEVICE void finish() const {}
-
- private:
-  RNN_DEVICE static void store(void* destination, Vector16 value) { device::store16(destination, value); }
-  RNN_DEVICE static void store(void* destination, Vector8 value) { device::store8(destination, value); }
 };
 
 // A cluster has all units: asynchronous stores into each other's shared memory, counted by the receiver's mbarrier of
@@ -44,6 +38,7 @@ class LocalExchange {
 class ClusterExchange {
  public:
   static constexpr bool kHasMbarriers = true;
+  static constexpr bool kTakesTime = true;  // from sending to having
   using Forward = ClusterExchange;
   using Backward = ClusterExchange;
 
@@ -60,16 +55,15 @@ class ClusterExchange {
     // Nobody may send before the others' barriers and buffers are ready.
     device::cluster_barrier();
   }
-  RNN_DEVICE void expect(int64_t k, int bytes) const {
-    if (device::thread() == 0) device::mbarrier_expect(&arrived_[k % 2], bytes);
+  RNN_DEVICE void expect(int k, int bytes) const {
+    if (device::thread() == 0) device::mbarrier_expect(&arrived_[k & 1], bytes);
   }
-  template <class Vector>
-  RNN_DEVICE void send(int64_t k, int rank, void* destination, Vector value) const {
-    device::store_async(destination, rank, value, &arrived_[k % 2]);
+  RNN_DEVICE void send(int k, int rank, void* destination, Vector16 value) const {
+    device::store_async(destination, rank, value, &arrived_[k & 1]);
   }
-  RNN_DEVICE void wait(int64_t k) const {
+  RNN_DEVICE void wait(int k) const {
     // Step 1 is the first use of buffer 1, step 2 that of buffer 0.
-    device::mbarrier_wait(&arrived_[k % 2], uint32_t((k - 1) / 2 % 2));
+    device::mbarrier_wait(&arrived_[k & 1], uint32_t(k - 1) / 2 % 2);
   }
   // A CTA may not end while others still store into it.
   RNN_DEVICE void finish() const { device::cluster_barrier(); }

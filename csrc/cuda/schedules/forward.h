@@ -42,23 +42,26 @@ class ForwardPass {
       stage(0);
       send(0);
     }
-    const int64_t length = steps_.length();
+    const int length = steps_.length();
     const int bytes = p_.partition.ctas * p_.partition.units * Tile::kRows * int(sizeof(Operand));
     if (length > 0) fetch(0);
     RNN_NO_UNROLL
-    for (int64_t k = 0; k < length; ++k) {
+    for (int k = 0; k < length; ++k) {
       const bool last = k + 1 == length;
-      if constexpr (Tile::kDirect) own_.find_again();
       if (k + 2 < length) prefetch(k + 2);
       if (k > 0) exchange_.wait(k);
       if (!last) exchange_.expect(k + 1, bytes);
       Products products;
       multiply(k, products);
-      step(products);
-      if (last) break;
-      stage(k + 1);
-      send(k + 1);
-      fetch(k + 1);
+      Saved saved;
+      step(products, saved);
+      // Others wait for the new h: everything else comes after it.
+      if (!last) {
+        stage(k + 1);
+        send(k + 1);
+      }
+      store(saved);
+      if (!last) fetch(k + 1);
     }
     store_final_states();
     exchange_.finish();
@@ -67,10 +70,12 @@ class ForwardPass {
  private:
   static constexpr int kGroups = Own::kGroups, kTiles = Own::kTiles, kColumns = Own::kColumns, kGates = Cell::kGates;
   static constexpr int kMatrixTiles = Own::kMatrixTiles, kColumnTiles = Tile::kColumnTiles;
-  static constexpr int kAhead = ceil_divide(4, kColumnTiles);  // windows of an arriving operand
+  static constexpr int kAhead = ceil_divide(4, kColumnTiles);  // windows of the operand that are on their way
 
   // W_hh h of own cells.
   using Products = float[kGroups][kTiles][kColumns][kGates];
+  // What backward will need of them.
+  using Saved = S[kGroups][kTiles][kColumns][kSavedGates];
 
   RNN_DEVICE Exchange exchange(const ForwardArguments& p) const {
     if constexpr (Tile::kDirect) {
@@ -134,6 +139,8 @@ class ForwardPass {
         for (int column = 0; column < kColumns; ++column) {
           State& state = state_[group][tile][column];
           state = State{0.0f, 0.0f};
+          RNN_UNROLL
+          for (int gate = 0; gate < kGates; ++gate) fetched_[group][tile][column][gate] = 0.0f;
           if (!exists(tile, column, group)) continue;
           const int64_t index = state_index(tile, column, group);
           state.h = device::to_float(device::load_constant(h0 + index));
@@ -155,48 +162,51 @@ class ForwardPass {
     }
   }
 
-  RNN_DEVICE Operand* operand_row(int64_t k, int row) const {
+  // Whether the step at hand has this cell.
+  RNN_DEVICE bool is_active(int tile, int column, int group) const {
+    return own_.row(tile, column) < rows_.active && unit(group) < hidden();
+  }
+
+  RNN_DEVICE Operand* operand_row(int k, int row) const {
     return reinterpret_cast<Operand*>(shared_.h[k] + row * stride_);
   }
 
   // ---- A step --------------------------------------------------------------------------------------------------------
 
-  // Asks for the projected input of step k; what is not there is zero. It is used after the next product, which is time
-  // enough for the L2 cache to answer, where prefetch() had it brought two steps ahead.
-  RNN_DEVICE void fetch(int64_t k) {
+  // Asks for the projected input of step k. It is used after the next product, which is time enough for the L2 cache to answer,
+  // where prefetch() had it brought two steps ahead.
+  RNN_DEVICE void fetch(int k) {
     rows_ = steps_.rows(k);
-    each_input(rows_, [&](int group, int tile, int column, int gate, const float* x) {
-      fetched_[group][tile][column][gate] = x != nullptr ? device::load_constant(x) : 0.0f;
-    });
-  }
-
-  RNN_DEVICE void prefetch(int64_t k) const {
-    each_input(steps_.rows(k), [&](int, int, int, int, const float* x) {
-      if (x != nullptr) device::prefetch(x);
-    });
-  }
-
-  template <class Use>
-  RNN_DEVICE void each_input(StepRows rows, const Use& use) const {
-    const float* first = p_.projected[direction_] + rows.first * kGates * hidden();
+    if (!own_.has_cells()) return;
+    const int h = hidden(), width = kGates * h;
+    const float* first = own_.first_of(p_.projected[direction_] + first_unit_, rows_.first, width);
     RNN_UNROLL
     for (int group = 0; group < kGroups; ++group) {
       RNN_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         RNN_UNROLL
         for (int column = 0; column < kColumns; ++column) {
-          const int u = unit(group);
-          const bool inside = own_.has_cells() && own_.row(tile, column) < rows.active && u < hidden();
+          if (!is_active(tile, column, group)) continue;
           RNN_UNROLL
           for (int gate = 0; gate < kGates; ++gate)
-            use(group, tile, column, gate,
-                inside ? own_.at(first + gate * hidden(), kGates * hidden(), tile, column, u) : nullptr);
+            fetched_[group][tile][column][gate] =
+                device::load_constant(first + (own_.after_first(width, tile, column, group) + gate * h));
         }
       }
     }
   }
 
-  RNN_DEVICE void multiply(int64_t k, Products& products) {
+  RNN_DEVICE void prefetch(int k) const {
+    if (!own_.has_cells()) return;
+    const SliceRows rows = steps_.rows(k);
+    const int h = hidden(), width = kGates * h;
+    const float* first = p_.projected[direction_] + (int64_t(rows.first) * width + first_unit_);
+    own_.template each_block<kGates>([&](int row, int unit, int gate) {
+      if (row < rows.active && first_unit_ + unit < h) device::prefetch(first + (row * width + gate * h + unit));
+    });
+  }
+
+  RNN_DEVICE void multiply(int k, Products& products) {
     float sum[kMatrixTiles][kColumnTiles][4] = {};
     if constexpr (Tile::kDirect) {
       const typename Exchange::template Arriving<Tile::kSplits> h(exchange_, k, own_.split, own_.g, own_.t);
@@ -205,7 +215,7 @@ class ForwardPass {
       return;
     }
     const unsigned char* operand = shared_.h[k] + own_.g * stride_ + own_.split * kWindowBytes + own_.t * 16;
-    weights_.template multiply<Product>(0, operand, stride_, Tile::kSplits * kWindowBytes, own_.lane, sum);
+    weights_.template multiply<Product, kAhead>(0, operand, stride_, Tile::kSplits * kWindowBytes, own_.lane, sum);
     if constexpr (Tile::kSplits == 2) exchange_halves(k, sum);
     each_product(products, [&](int matrix_tile, int tile, int row_block, int column, float& product) {
       product = sum[matrix_tile][tile][2 * row_block + (Tile::kSplits == 2 ? 0 : column)];
@@ -233,41 +243,42 @@ class ForwardPass {
 
   // The other warp of the block gets its columns' sums over our half of K, we get ours over its half; ours come first then in
   // each pair. Two buffers: nobody writes one again before the other has passed the next step's barrier.
-  RNN_DEVICE void exchange_halves(int64_t k, float (&sum)[kMatrixTiles][kColumnTiles][4]) const {
+  RNN_DEVICE void exchange_halves(int k, float (&sum)[kMatrixTiles][kColumnTiles][4]) const {
     float* mine = partial(own_.warp, k);
     const float* other = partial(own_.warp ^ 1, k);
     RNN_UNROLL
     for (int i = 0; i < kMatrixTiles * kColumnTiles * 2; ++i)
-      mine[i * kLanes] = own_.split == 0 ? pair(sum, i)[1] : pair(sum, i)[0];
+      device::store_shared(mine + i * kLanes, own_.split == 0 ? pair(sum, i)[1] : pair(sum, i)[0]);
     device::named_barrier(1 + own_.block, 2 * kLanes);
     RNN_UNROLL
     for (int i = 0; i < kMatrixTiles * kColumnTiles * 2; ++i) {
-      const float theirs = other[i * kLanes];
+      const float theirs = device::load_shared(other + i * kLanes);
       // In the order of K's halves, whoever adds.
       pair(sum, i)[0] = own_.split == 0 ? pair(sum, i)[0] + theirs : theirs + pair(sum, i)[1];
     }
   }
 
   // Likewise among all warps of the CTA, whoever has cells: the sums over K's parts in their order.
-  RNN_DEVICE void gather_parts(int64_t k, const float (&sum)[kMatrixTiles][kColumnTiles][4], Products& products) const {
+  RNN_DEVICE void gather_parts(int k, const float (&sum)[kMatrixTiles][kColumnTiles][4], Products& products) const {
     float* mine = partial(own_.warp, k);
     RNN_UNROLL
     for (int i = 0; i < kMatrixTiles * kColumnTiles * 4; ++i)
-      mine[i * kLanes] = sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4];
+      device::store_shared(mine + i * kLanes, sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4]);
     device::cta_barrier();
     exchange_.release(k);
     if (own_.has_cells()) {
       each_product(products, [&](int matrix_tile, int tile, int row_block, int column, float& product) {
         const float* part = partial(0, k) + ((matrix_tile * kColumnTiles + tile) * 4 + 2 * row_block + column) * kLanes;
-        product = part[0];
+        product = device::load_shared(part);
         RNN_UNROLL
-        for (int split = 1; split < Tile::kSplits; ++split) product += part[split * Shared::kPartials * Shared::kPartial];
+        for (int split = 1; split < Tile::kSplits; ++split)
+          product += device::load_shared(part + split * Shared::kPartials * Shared::kPartial);
       });
     }
     if constexpr (Shared::kPartials == 1) device::cta_barrier();
   }
 
-  RNN_DEVICE float* partial(int warp, int64_t k) const {
+  RNN_DEVICE float* partial(int warp, int k) const {
     return shared_.partial + (warp * Shared::kPartials + k % Shared::kPartials) * Shared::kPartial + own_.lane;
   }
   // The i-th pair of sums that differ in the column only.
@@ -275,7 +286,7 @@ class ForwardPass {
     return &sum[i / 2 / kColumnTiles][i / 2 % kColumnTiles][i % 2 * 2];
   }
 
-  RNN_DEVICE void step(const Products& products) {
+  RNN_DEVICE void step(const Products& products, Saved& saved) {
     if (!own_.has_cells()) return;
     RNN_UNROLL
     for (int group = 0; group < kGroups; ++group) {
@@ -283,39 +294,62 @@ class ForwardPass {
       for (int tile = 0; tile < kTiles; ++tile) {
         RNN_UNROLL
         for (int column = 0; column < kColumns; ++column) {
+          // All cells are computed, active or not, without a branch between them: then their latencies pass side by side.
           State& state = state_[group][tile][column];
-          const int u = unit(group);
-          if (own_.row(tile, column) < rows_.active && u < hidden()) {
-            float saved[kSavedGates];
-            Cell::forward(fetched_[group][tile][column], products[group][tile][column], bias_[group], state, saved);
-            store(tile, column, u, saved, state);
-          }
+          State next = state;
+          float gates[kSavedGates];
+          Cell::forward(fetched_[group][tile][column], products[group][tile][column], bias_[group], next, gates);
           // Of sequences that are not active the state stays as it is: they may become so.
+          const bool active = is_active(tile, column, group);
+          state.h = active ? next.h : state.h;
+          state.c = active ? next.c : state.c;
+          RNN_UNROLL
+          for (int gate = 0; gate < kSavedGates; ++gate) saved[group][tile][column][gate] = device::round_to<S>(gates[gate]);
         }
       }
     }
   }
 
-  RNN_DEVICE void store(int tile, int column, int u, const float (&saved)[kSavedGates], const State& state) const {
-    const int h = hidden(), directions = p_.sequence.directions;
-    S* output = static_cast<S*>(p_.output) + (rows_.first * directions + direction_) * h;
-    device::store_streaming(own_.at(output, directions * h, tile, column, u), device::round_to<S>(state.h));
-    if (p_.gates == nullptr) return;
-    const int64_t first = direction_ * p_.sequence.rows + rows_.first;
-    S* gates = static_cast<S*>(p_.gates) + first * kSavedGates * h;
+  RNN_DEVICE void store(const Saved& saved) const {
+    if (!own_.has_cells()) return;
+    const int h = hidden(), width = p_.sequence.directions * h;
+    S* output = own_.first_of(static_cast<S*>(p_.output) + (direction_ * h + first_unit_), rows_.first, width);
+    const bool saves = p_.gates != nullptr;
+    S* gates = nullptr;
+    float* cells = nullptr;
+    if (saves) {
+      const int row = direction_ * int(p_.sequence.rows) + rows_.first;
+      gates = own_.first_of(static_cast<S*>(p_.gates) + first_unit_, row, kSavedGates * h);
+      if constexpr (Cell::kHasCellState) cells = own_.first_of(p_.cells + first_unit_, row, h);
+    }
     RNN_UNROLL
-    for (int gate = 0; gate < kSavedGates; ++gate)
-      device::store_streaming(own_.at(gates + gate * h, kSavedGates * h, tile, column, u), device::round_to<S>(saved[gate]));
-    if constexpr (Cell::kHasCellState) device::store_streaming(own_.at(p_.cells + first * h, h, tile, column, u), state.c);
+    for (int group = 0; group < kGroups; ++group) {
+      RNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        RNN_UNROLL
+        for (int column = 0; column < kColumns; ++column) {
+          if (!is_active(tile, column, group)) continue;
+          const State& state = state_[group][tile][column];
+          device::store_streaming(output + own_.after_first(width, tile, column, group), device::round_to<S>(state.h));
+          if (!saves) continue;
+          RNN_UNROLL
+          for (int gate = 0; gate < kSavedGates; ++gate)
+            device::store_streaming(gates + (own_.after_first(kSavedGates * h, tile, column, group) + gate * h),
+                                    saved[group][tile][column][gate]);
+          if constexpr (Cell::kHasCellState)
+            device::store_streaming(cells + own_.after_first(h, tile, column, group), state.c);
+        }
+      }
+    }
   }
 
   // ---- The new h to everybody ----------------------------------------------------------------------------------------
 
   // Through the warp's staging rows, so that 16 bytes go at a time. Two of them alternate: when a lane passes the next
   // step's barrier, all lanes have read this step's.
-  RNN_DEVICE Operand* staging(int64_t k) const { return shared_.staging + (own_.warp * 2 + k % 2) * Shared::kStaged; }
+  RNN_DEVICE Operand* staging(int k) const { return shared_.staging + (own_.warp * 2 + k % 2) * Shared::kStaged; }
 
-  RNN_DEVICE void stage(int64_t k) const {
+  RNN_DEVICE void stage(int k) const {
     if (!own_.has_cells()) return;
     Operand* staged = staging(k);
     RNN_UNROLL
@@ -324,29 +358,33 @@ class ForwardPass {
       for (int tile = 0; tile < kTiles; ++tile) {
         RNN_UNROLL
         for (int column = 0; column < kColumns; ++column)
-          staged[own_.staged_row(tile, column) * (kGroups * 8) + group * 8 + own_.g] =
-              Product::operand(state_[group][tile][column].h);
+          device::store_shared(staged + (own_.staged_row(tile, column) * (kGroups * 8) + group * 8 + own_.g),
+                               Product::operand(state_[group][tile][column].h));
       }
     }
   }
 
-  RNN_DEVICE void send(int64_t k) {
+  RNN_DEVICE void send(int k) {
     if (!own_.has_cells()) return;
     constexpr int kGroupBytes = 8 * int(sizeof(Operand)), kRowBytes = kGroups * kGroupBytes;
-    constexpr int kChunks = Own::kStagedRows * kRowBytes / 16;
+    constexpr int kChunks = Own::kStagedRows * kRowBytes / 16, kLanesOfCopy = least(kChunks, kLanes);
+    static_assert(kChunks % kLanesOfCopy == 0 && kLanes % kLanesOfCopy == 0, "lanes divide the copies evenly");
     const auto* staged = reinterpret_cast<const unsigned char*>(staging(k));
+    const int first = (first_unit_ + own_.block * Own::kUnits) * int(sizeof(Operand));
     device::warp_barrier();
-    RNN_NO_UNROLL
-    for (int i = own_.lane; i < kChunks * exchange_.copies(); i += kLanes) {
-      const int chunk = i % kChunks, row = own_.row_of_staged(chunk / (kRowBytes / 16)), staged_byte = chunk * 16 % kRowBytes;
+    RNN_UNROLL
+    for (int i = 0; i < kChunks; i += kLanesOfCopy) {
+      const int chunk = i + own_.lane % kLanesOfCopy;
+      const int row = own_.row_of_staged(chunk / (kRowBytes / 16)), staged_byte = chunk * 16 % kRowBytes;
       const int group = own_.unit_group(staged_byte / kGroupBytes);
-      const int first = first_unit_ + own_.block * Own::kUnits;
-      const int byte = first * int(sizeof(Operand)) + group * kGroupBytes + staged_byte % kGroupBytes;
-      const Vector16 value = device::load16(staged + chunk * 16);
+      const int byte = first + group * kGroupBytes + staged_byte % kGroupBytes;
+      const Vector16 value = device::load16_shared(staged + chunk * 16);
       if constexpr (Tile::kDirect) {
-        exchange_.send(k, row, byte, value);
+        if (own_.lane < kLanesOfCopy) exchange_.send(k, row, byte, value);
       } else {
-        exchange_.send(k, i / kChunks, shared_.h[k] + row * stride_ + byte, value);
+        unsigned char* destination = shared_.h[k] + row * stride_ + byte;
+        for (int rank = own_.lane / kLanesOfCopy; rank < exchange_.copies(); rank += kLanes / kLanesOfCopy)
+          exchange_.send(k, rank, destination, value);
       }
     }
   }
@@ -380,7 +418,7 @@ class ForwardPass {
   typename Shared::Weights weights_;
   float bias_[kGroups][kSavedGates];
   State state_[kGroups][kTiles][kColumns];
-  StepRows rows_;                                  // of the step at hand, or to come
+  SliceRows rows_;                                 // of the step at hand, or to come
   float fetched_[kGroups][kTiles][kColumns][kGates];  // its projected input
 };
 

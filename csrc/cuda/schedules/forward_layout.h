@@ -61,7 +61,7 @@ struct ForwardShared {
   }
 };
 
-// One vector of packed weights per thread: the rows of a warp's blocks are the gates of its first unit group, then those of
+// One fragment of packed weights per thread: the rows of a warp's blocks are the gates of its first unit group, then those of
 // the next; the windows of a warp that shares its units alternate with the other's.
 template <class Cell, class Product, class Tile>
 RNN_DEVICE void pack_forward(const PackArguments& p) {
@@ -72,13 +72,14 @@ RNN_DEVICE void pack_forward(const PackArguments& p) {
   if (i >= Shared::packed_count(p.partition)) return;
   const int h = p.hidden, direction = device::block_y();
   const PackedPlace place(i, Own::warps(p.partition.units), 1, Shared::most_windows(p.partition), Own::kMatrixTiles);
-  const int index = 2 * place.tile + place.block, group = index / Cell::kGates, gate = index % Cell::kGates;
-  const int split = place.warp % Tile::kSplits, block = place.warp / Tile::kSplits;
-  const int unit = place.rank * p.partition.units + block * Own::kUnits + group * kBlockRows + place.lane / 4;
+  const int split = place.warp % Tile::kSplits, first_unit = place.rank * p.partition.units + place.warp / Tile::kSplits * Own::kUnits;
   const int first = (place.window * Tile::kSplits + split) * kWindow<Product> + place.lane % 4 * kLaneShare<Product>;
-  const S* row = static_cast<const S*>(p.w_hh[direction]) + int64_t(gate * h + unit) * h;
-  static_cast<Vector16*>(p.packed[direction])[i] = gather<Product>([&](int k) {
-    return unit < h && first + k < h ? Product::weight(device::load_constant(row + first + k)) : Product::operand(0.0f);
+  const S* w = static_cast<const S*>(p.w_hh[direction]);
+  static_cast<Vector16*>(p.packed[direction])[i] = gather_fragment<Product>(place.half, [&](int block, int k) {
+    const int index = 2 * place.tile + block, group = index / Cell::kGates, gate = index % Cell::kGates;
+    const int unit = first_unit + group * kBlockRows + place.lane / 4;
+    const bool inside = unit < h && first + k < h;
+    return inside ? Product::weight(device::load_constant(w + (int64_t(gate * h + unit) * h + first + k))) : Product::operand(0.0f);
   });
 }
 

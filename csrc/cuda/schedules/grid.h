@@ -46,25 +46,25 @@ class GridGather {
   RNN_DEVICE int rank() const { return device::block_x() % ctas_; }
   RNN_DEVICE int copies() const { return 1; }
   RNN_DEVICE void start() const { device::cta_barrier(); }
-  RNN_DEVICE void expect(int64_t, int) const {}
+  RNN_DEVICE void expect(int, int) const {}
   RNN_DEVICE void finish() const {}
 
   // Before step k reads: what was released in the period before is known to a thread from here on, and to all from step k's
   // barrier on. Step k itself reads a slot that the acquire before this one was about.
-  RNN_DEVICE void wait(int64_t k) const {
+  RNN_DEVICE void wait(int k) const {
     if (k % kPeriod != 0) return;
     for (int i = device::thread(); i < ctas_; i += device::threads())
       device::wait_for_flag(&place_.flags[i], uint32_t(k / kPeriod));
   }
   // When all warps have passed step k's barrier, and emptied the slots up to that of step k - 2 before it: says so.
-  RNN_DEVICE void release(int64_t k) const {
+  RNN_DEVICE void release(int k) const {
     // The last warp has no cells where any has none.
     if (k % kPeriod == kReleasePhase && device::thread() == device::threads() - 1)
       device::store_release(&place_.flags[rank()], uint32_t(k / kPeriod + 1));
   }
 
   // 16 bytes of a row of h for step k; the same lane always has the same bytes, so that it empties what it wrote.
-  RNN_DEVICE void send(int64_t k, int row, int byte, Vector16 value) const {
+  RNN_DEVICE void send(int k, int row, int byte, Vector16 value) const {
     if (row >= place_.rows) return;
     RNN_UNROLL
     for (int i = 0; i < 4; ++i)
@@ -77,7 +77,7 @@ class GridGather {
   template <int kSplits>
   class Arriving {
    public:
-    RNN_DEVICE Arriving(const GridGather& from, int64_t k, int split, int g, int t)
+    RNN_DEVICE Arriving(const GridGather& from, int k, int split, int g, int t)
         : first_(from.at(k, g, split * kWindowBytes + t * 16)),
           tile_bytes_(from.windows_ * kBlockRows * kWindowBytes),
           rows_(from.place_.rows - g),
@@ -121,7 +121,7 @@ class GridGather {
  private:
   static constexpr uint32_t kEmpty = 0xffffffffu, kOtherNan = 0x7fffffffu;
 
-  RNN_DEVICE unsigned char* at(int64_t k, int row, int byte) const {
+  RNN_DEVICE unsigned char* at(int k, int row, int byte) const {
     const int window = byte / kWindowBytes;
     return place_.exchange + int(uint32_t(k) % kSlots) * slot_bytes_ +
            ((row / kBlockRows * windows_ + window) * kBlockRows + row % kBlockRows) * kWindowBytes + byte % kWindowBytes;
@@ -136,6 +136,7 @@ class GridGather {
 class GridScatter {
  public:
   static constexpr bool kHasMbarriers = false;
+  static constexpr bool kTakesTime = true;
 
   RNN_HOST_DEVICE static int64_t bytes(const Partition& partition, int parts, int rows) {
     return 2 * int64_t(partition.ctas) * partition.ctas * parts * partition.units * rows * int64_t(sizeof(float));
@@ -150,24 +151,24 @@ class GridScatter {
 
   RNN_DEVICE int rank() const { return device::block_x() % ctas_; }
   RNN_DEVICE void start() const { device::cta_barrier(); }
-  RNN_DEVICE void expect(int64_t, int) const {}
+  RNN_DEVICE void expect(int, int) const {}
   RNN_DEVICE void finish() const {}
 
   // Where a source's shares for step k begin, and two of them: of a unit of all for two neighbouring rows of the slice.
   // kUnits, kRows: of a CTA, of a slice.
   template <int kUnits, int kRows>
-  RNN_DEVICE float* shares(int64_t k, int source) const {
-    const int place = int(k % 2) * sources_ + source;
+  RNN_DEVICE float* shares(int k, int source) const {
+    const int place = (k & 1) * sources_ + source;
     return reinterpret_cast<float*>(place_.exchange) + place * (ctas_ * kUnits * kRows);
   }
   template <int kRows>
-  RNN_DEVICE void send(int64_t k, float* shares, int unit, int row, float low, float high) const {
+  RNN_DEVICE void send(int k, float* shares, int unit, int row, float low, float high) const {
     if (row < place_.rows) device::store8_relaxed(shares + unit * kRows + row, Vector8{{tagged(k, low), tagged(k, high)}});
   }
 
   // Adds up the shares of own units, every folds-th source at a time: shares (folds, units, kSlotRow).
   template <int kUnits, int kRows, int kSlotRow>
-  RNN_DEVICE void receive(int64_t k, float* shares) const {
+  RNN_DEVICE void receive(int k, float* shares) const {
     constexpr int kVectors = kUnits * kRows / 4;
     const int sums = folds(device::threads(), kUnits, kRows);
     RNN_NO_UNROLL
@@ -177,8 +178,8 @@ class GridScatter {
       const int element = (rank() * kUnits + unit) * kRows + row;
       add_up<kUnits, kRows>(k, fold, sums, element, place_.rows + place_.rows % 2 - row, sum);
       float* to = shares + (fold * kUnits + unit) * kSlotRow + row;
-      RNN_UNROLL
-      for (int j = 0; j < 4; j += 2) device::store8(to + j, Vector8{{device::bits_of(sum[j]), device::bits_of(sum[j + 1])}});
+      device::store16_shared(to, Vector16{{device::bits_of(sum[0]), device::bits_of(sum[1]), device::bits_of(sum[2]),
+                                           device::bits_of(sum[3])}});
     }
     device::cta_barrier();
   }
@@ -188,7 +189,7 @@ class GridScatter {
 
   // words: of the four, that are sent, since pairs of rows are.
   template <int kUnits, int kRows>
-  RNN_DEVICE void add_up(int64_t k, int first, int stride, int element, int words, float (&sum)[4]) const {
+  RNN_DEVICE void add_up(int k, int first, int stride, int element, int words, float (&sum)[4]) const {
     if (words <= 0) return;
     RNN_NO_UNROLL
     for (int source = first; source < sources_; source += kAhead * stride) {
@@ -214,11 +215,11 @@ class GridScatter {
   }
 
   // Slots are zero at first, and uses of a slot alternate.
-  RNN_DEVICE static uint32_t tag(int64_t k) { return 1 - uint32_t(k - 1) / 2 % 2; }
+  RNN_DEVICE static uint32_t tag(int k) { return 1 - uint32_t(k - 1) / 2 % 2; }
   // Rounds towards zero by the last bit, less than float32's own products are off by. An infinite share with the bit set reads as
   // a NaN until it is taken off again.
-  RNN_DEVICE static uint32_t tagged(int64_t k, float x) { return (device::bits_of(x) & ~1u) | tag(k); }
-  RNN_DEVICE static bool whole(int64_t k, const Vector16& shares, int words) {
+  RNN_DEVICE static uint32_t tagged(int k, float x) { return (device::bits_of(x) & ~1u) | tag(k); }
+  RNN_DEVICE static bool whole(int k, const Vector16& shares, int words) {
     bool result = true;
     RNN_UNROLL
     for (int j = 0; j < 4; ++j) result = result && (j >= words || (shares.words[j] & 1u) == tag(k));

@@ -42,7 +42,7 @@ class Carver {
 
   template <class T>
   RNN_HOST_DEVICE T* take(int64_t count) {
-    unsigned char* piece = base_ == nullptr ? nullptr : base_ + used_;
+    unsigned char* piece = device::piece(base_, used_);
     used_ += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
     if (base_ != nullptr && device::kGuardBytes > 0) device::guard(base_ + used_);
     used_ += device::kGuardBytes;
@@ -59,14 +59,15 @@ class Carver {
 template <class T>
 struct Alternating {
   T* first;
-  int64_t distance;
+  int distance;
 
   RNN_HOST_DEVICE Alternating(Carver& carver, int64_t count) {
+    const int64_t begin = carver.used();
     first = carver.template take<T>(count);
-    T* second = carver.template take<T>(count);
-    distance = second - first;
+    distance = int((carver.used() - begin) / int64_t(sizeof(T)));
+    carver.template take<T>(count);
   }
-  RNN_DEVICE T* operator[](int64_t k) const { return first + (k % 2 == 0 ? 0 : distance); }
+  RNN_DEVICE T* operator[](int k) const { return first + (k & 1) * distance; }
 };
 
 // The share of a thread. Warps that share units divide the cells among them, by columns, then column tiles, then unit
@@ -87,24 +88,16 @@ struct Ownership {
   static constexpr int kColumns = 2 / kColumnOwners;
   static constexpr int kStagedRows = kTiles * 8 / kColumnOwners;  // of a warp
 
-  int warp, lane, g, t, block, split;
+  const int warp, lane, g, t, block, split;
 
-  RNN_DEVICE Ownership() { find(device::thread()); }
-  // The same again, in a way that the compiler does not see through: what is derived from it is not kept from step to step,
-  // where that needs more registers than there are.
-  RNN_DEVICE void find_again() { find(device::opaque(device::thread())); }
+  RNN_DEVICE Ownership()
+      : warp(device::thread() / kLanes),
+        lane(device::thread() % kLanes),
+        g(lane / 4),
+        t(lane % 4),
+        block(warp / Tile::kSplits),
+        split(warp % Tile::kSplits) {}
 
- private:
-  RNN_DEVICE void find(int thread) {
-    warp = thread / kLanes;
-    lane = thread % kLanes;
-    g = lane / 4;
-    t = lane % 4;
-    block = warp / Tile::kSplits;
-    split = warp % Tile::kSplits;
-  }
-
- public:
   RNN_DEVICE bool has_cells() const { return kOwners == Tile::kSplits || split < kOwners; }
   // Of all warps' column tiles and unit groups, those of this one.
   RNN_DEVICE int column_tile(int tile) const {
@@ -120,6 +113,7 @@ struct Ownership {
     return 2 * t + (kColumnOwners == 1 ? 0 : split % 2) + (kTileOwners == 1 ? 0 : split / 2 % kTileOwners * 8);
   }
   RNN_DEVICE static constexpr int row_after_first(int tile, int column) { return tile * (8 * kTileOwners) + column; }
+  RNN_DEVICE static constexpr int unit_after_first(int group) { return group * (8 * kGroupOwners); }
   RNN_DEVICE int row(int tile, int column) const { return first_row() + row_after_first(tile, column); }
 
   // A warp's rows without those between them, and back.
@@ -131,67 +125,86 @@ struct Ownership {
     return column_tile(staged / 4) * 8 + staged % 4 * 2 + split % 2;
   }
 
-  // Element `unit` of an own row of a matrix in global memory, whose slice begins at `first`, with rows of `width` elements.
-  // All threads have the same address but for one int, which the columns share: registers are scarce.
+  // Of a matrix in global memory with rows of `width` elements, whose row 0 of the slice is `row` and whose column 0 is the CTA's
+  // first unit: the first own element, and how far from there the others are. The distance is the same for all threads, and for
+  // all steps, so that an element costs one addition.
   template <class T>
-  RNN_DEVICE T* at(T* first, int width, int tile, int column, int unit) const {
-    return first + row_after_first(tile, column) * width + (first_row() * width + unit);
+  RNN_DEVICE T* first_of(T* matrix, int row, int width) const {
+    return matrix + (int64_t(row + first_row()) * width + unit(0));
+  }
+  RNN_DEVICE static int after_first(int width, int tile, int column, int group) {
+    return row_after_first(tile, column) * width + unit_after_first(group);
+  }
+
+  // use(row, unit, field) for each block of 8 neighbouring units in own rows, `fields` times; of a warp's blocks each lane has
+  // others. Rows within the slice, units within the CTA.
+  template <int kFields, class Use>
+  RNN_DEVICE void each_block(const Use& use) const {
+    constexpr int kBlocks = kStagedRows * kGroups * kFields;
+    RNN_UNROLL
+    for (int first = 0; first < kBlocks; first += kLanes) {
+      const int i = first + lane;
+      if (i < kBlocks) use(row_of_staged(i % kStagedRows), unit(i / kStagedRows % kGroups) - g, i / (kStagedRows * kGroups));
+    }
   }
 
   RNN_HOST_DEVICE static constexpr int warps(int units) { return units / kUnits * Tile::kSplits; }
 };
 
-// Which rows are active when, for one direction of one slice of the batch.
+// A step's rows of a slice of the batch: where the first lies among all steps' rows, and how many are active; that may be more
+// than the slice has.
+struct SliceRows {
+  int first, active;
+};
+
+// Which rows are active when, for one direction of one slice of the batch. Steps and rows are counted in int: a launch has fewer
+// than 2^31 (kMostPersistentRows), and 64-bit arithmetic would take longer than the cells.
 class Steps {
  public:
   RNN_DEVICE Steps(const Sequence& sequence, int first_row, bool reversed)
-      : offsets_(sequence.offsets), steps_(sequence.steps), batch_(sequence.batch), first_row_(first_row), reversed_(reversed) {
-    length_ = steps_;
-    if (offsets_ == nullptr) return;
-    // Steps whose rows reach into this slice come first.
-    int64_t low = 0, high = steps_;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (offsets_[middle + 1] - offsets_[middle] > first_row_) {
-        low = middle + 1;
-      } else {
-        high = middle;
+      : offsets_(sequence.offsets), batch_(int(sequence.batch)), length_(int(sequence.steps)), first_row_(first_row) {
+    if (offsets_ != nullptr) {
+      // Steps whose rows reach into this slice come first.
+      int low = 0, high = length_;
+      while (low < high) {
+        const int middle = (low + high) / 2;
+        if (offsets_[middle + 1] - offsets_[middle] > first_row_) {
+          low = middle + 1;
+        } else {
+          high = middle;
+        }
       }
+      length_ = low;
     }
-    length_ = low;
+    first_time_ = reversed ? length_ - 1 : 0;
+    direction_ = reversed ? -1 : 1;
   }
 
-  RNN_DEVICE int64_t length() const { return length_; }
+  RNN_DEVICE int length() const { return length_; }
   // The time of the forward recurrence's i-th step.
-  RNN_DEVICE int64_t time(int64_t i) const { return reversed_ ? length_ - 1 - i : i; }
-  // Rows of the whole batch before step t, which may be past the end.
-  RNN_DEVICE int64_t offset(int64_t t) const { return offsets_ == nullptr ? t * batch_ : offsets_[t]; }
-  RNN_DEVICE StepRows rows(int64_t i) const {
-    const int64_t t = time(i);
-    return {offset(t) + first_row_, active(t)};
-  }
-  // Active rows of the slice; none outside 0 <= t < T.
-  RNN_DEVICE int active(int64_t t) const {
-    if (t < 0 || t >= steps_) return 0;
-    const int64_t rows = (offsets_ == nullptr ? batch_ : offsets_[t + 1] - offsets_[t]) - first_row_;
-    return rows < 0 ? 0 : int(rows < kMostRows ? rows : kMostRows);
+  RNN_DEVICE int time(int i) const { return first_time_ + direction_ * i; }
+  // Rows of the whole batch before step t.
+  RNN_DEVICE int64_t offset(int t) const { return offsets_ == nullptr ? int64_t(t) * batch_ : device::load_constant(offsets_ + t); }
+  // For 0 <= i < length().
+  RNN_DEVICE SliceRows rows(int i) const {
+    const int t = time(i);
+    if (offsets_ == nullptr) return {t * batch_ + first_row_, batch_ - first_row_};
+    const int begin = int(device::load_constant(offsets_ + t)), end = int(device::load_constant(offsets_ + t + 1));
+    return {begin + first_row_, end - begin - first_row_};
   }
 
  private:
-  static constexpr int kMostRows = 1 << 20;
   const int64_t* offsets_;
-  int64_t steps_, batch_, length_;
-  int first_row_;
-  bool reversed_;
+  int batch_, length_, first_row_, first_time_, direction_;
 };
 
-// Where a 16-byte vector of packed weights belongs: (ctas, warps, passes, windows, tiles, 2, 32).
+// Where a 16-byte fragment of packed weights belongs: (ctas, warps, passes, windows, tiles, 2, 32).
 struct PackedPlace {
-  int rank, warp, pass, window, tile, block, lane;
+  int rank, warp, pass, window, tile, half, lane;
 
   RNN_DEVICE PackedPlace(int64_t i, int warps, int passes, int windows, int tiles) {
     lane = take(i, kLanes);
-    block = take(i, 2);
+    half = take(i, 2);
     tile = take(i, tiles);
     window = take(i, windows);
     pass = take(i, passes);
@@ -207,8 +220,8 @@ struct PackedPlace {
   }
 };
 
-// A warp's part of a weight matrix: tiles of 16 rows, as two blocks of 8, times windows of K. Of the first tiles the first
-// windows are in registers, everything else in shared memory, where a window of a block is 32 lanes' 16 bytes.
+// A warp's part of a weight matrix: tiles of 16 rows times windows of K, each as the two fragments of multiply_window. Of the first
+// tiles the first windows are in registers, everything else in shared memory, where a fragment is 32 lanes' 16 bytes.
 template <int kTiles, int kRegisterWindows>
 struct ResidentWeights {
   Vector16 registers[kTiles][kRegisterWindows][2];
@@ -220,9 +233,10 @@ struct ResidentWeights {
     const int first = windows > kRegisterWindows ? windows - kRegisterWindows : 0;
     return int64_t(first + (passes - 1) * windows) * kTiles * 2 * kLanes;
   }
-  RNN_DEVICE Vector16* at(int pass, int window, int tile, int block, int lane) const {
+  // The first of a window's kTiles * 2 fragments of this lane; the next is kLanes further.
+  RNN_DEVICE Vector16* at(int pass, int window, int lane) const {
     const int before = windows < kRegisterWindows ? windows : kRegisterWindows;
-    return shared + (((pass * windows + window - before) * kTiles + tile) * 2 + block) * kLanes + lane;
+    return shared + (pass * windows + window - before) * (kTiles * 2 * kLanes) + lane;
   }
 
   // packed (passes, most_windows, kTiles, 2, 32): what this warp has, of which it uses the first windows.
@@ -233,10 +247,10 @@ struct ResidentWeights {
       RNN_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         RNN_UNROLL
-        for (int block = 0; block < 2; ++block) {
-          registers[tile][window][block] = Vector16{{0, 0, 0, 0}};
+        for (int half = 0; half < 2; ++half) {
+          registers[tile][window][half] = Vector16{{0, 0, 0, 0}};
           if (window < windows)
-            registers[tile][window][block] = device::load16(packed + ((window * kTiles + tile) * 2 + block) * kLanes + lane);
+            registers[tile][window][half] = device::load16(packed + ((window * kTiles + tile) * 2 + half) * kLanes + lane);
         }
       }
     }
@@ -246,35 +260,48 @@ struct ResidentWeights {
       for (int window = pass == 0 ? kRegisterWindows : 0; window < windows; ++window) {
         RNN_UNROLL
         for (int i = 0; i < kTiles * 2; ++i)
-          device::store16(at(pass, window, i / 2, i % 2, lane),
-                          device::load16(packed + ((pass * most_windows + window) * kTiles * 2 + i) * kLanes + lane));
+          device::store16_shared(at(pass, window, lane) + i * kLanes,
+                                 device::load16(packed + ((pass * most_windows + window) * kTiles * 2 + i) * kLanes + lane));
       }
     }
   }
 
   // sum[tile][column tile] += weights of `pass` times operand: `operand` points to this lane's 16 bytes of window 0 of row g,
-  // rows are `stride` bytes apart and this warp's windows `window_stride` bytes.
-  template <class Product, int kColumnTiles>
+  // rows are `stride` bytes apart and this warp's windows `window_stride` bytes. Of the operand kAhead windows are asked for
+  // before the first is multiplied.
+  template <class Product, int kAhead, int kColumnTiles>
   RNN_DEVICE void multiply(int pass, const unsigned char* operand, int stride, int window_stride, int lane,
                            float (&sum)[kTiles][kColumnTiles][4]) const {
-    Vector16 columns[kColumnTiles];
+    // An instruction waits for the one whose sum it adds to. Where a warp has few sums, every other window goes to a second one.
+    constexpr bool kHasOdd = kTiles * kColumnTiles <= 2 && !Product::kAddsApart;
+    static_assert(kAhead % 2 == 0, "windows ahead are even and odd in turn");
+    float more[kTiles][kColumnTiles][4] = {};
+    float(&odd)[kTiles][kColumnTiles][4] = kHasOdd ? more : sum;
+    Vector16 columns[kAhead][kColumnTiles];
+    RNN_UNROLL
+    for (int window = 0; window < kAhead; ++window)
+      if (window < windows) load_columns(operand + window * window_stride, stride, columns[window]);
     if (pass == 0) {
       RNN_UNROLL
       for (int window = 0; window < kRegisterWindows; ++window) {
         if (window >= windows) break;
-        load_columns(operand + window * window_stride, stride, columns);
         RNN_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
           RNN_UNROLL
           for (int n = 0; n < kColumnTiles; ++n)
-            multiply_window<Product>(sum[tile][n], registers[tile][window][0], registers[tile][window][1], columns[n]);
+            multiply_window<Product>((window % 2 == 0 ? sum : odd)[tile][n], registers[tile][window], columns[window % kAhead][n]);
         }
+        if (window + kAhead < windows)
+          load_columns(operand + (window + kAhead) * window_stride, stride, columns[window % kAhead]);
       }
+      multiply_rest<Product, kRegisterWindows>(pass, operand, stride, window_stride, lane, columns, sum, odd);
+    } else {
+      multiply_rest<Product, 0>(pass, operand, stride, window_stride, lane, columns, sum, odd);
     }
-    RNN_NO_UNROLL
-    for (int window = pass == 0 ? kRegisterWindows : 0; window < windows; ++window) {
-      load_columns(operand + window * window_stride, stride, columns);
-      multiply_shared<Product>(pass, window, lane, columns, sum);
+    if constexpr (kHasOdd) {
+      RNN_UNROLL
+      for (int i = 0; i < kTiles * kColumnTiles * 4; ++i)
+        sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4] += more[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4];
     }
   }
 
@@ -293,8 +320,7 @@ struct ResidentWeights {
       for (int tile = 0; tile < kTiles; ++tile) {
         RNN_UNROLL
         for (int n = 0; n < kColumnTiles; ++n)
-          multiply_window<Product>(sum[tile][n], registers[tile][window][0], registers[tile][window][1],
-                                   columns[window % kAhead][n]);
+          multiply_window<Product>(sum[tile][n], registers[tile][window], columns[window % kAhead][n]);
       }
       if (window + kAhead < windows) operand.ask(window + kAhead, columns[window % kAhead]);
     }
@@ -313,22 +339,41 @@ struct ResidentWeights {
   }
 
  private:
+  // From window kFirst on, with weights from shared memory.
+  template <class Product, int kFirst, int kAhead, int kColumnTiles>
+  RNN_DEVICE void multiply_rest(int pass, const unsigned char* operand, int stride, int window_stride, int lane,
+                                Vector16 (&columns)[kAhead][kColumnTiles], float (&sum)[kTiles][kColumnTiles][4],
+                                float (&odd)[kTiles][kColumnTiles][4]) const {
+    RNN_NO_UNROLL
+    for (int first = kFirst; first < windows; first += kAhead) {
+      RNN_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        const int window = first + i;
+        if (window >= windows) break;
+        Vector16(&own)[kColumnTiles] = columns[(kFirst + i) % kAhead];
+        multiply_shared<Product>(pass, window, lane, own, (kFirst + i) % 2 == 0 ? sum : odd);
+        if (window + kAhead < windows) load_columns(operand + (window + kAhead) * window_stride, stride, own);
+      }
+    }
+  }
+
   template <class Product, int kColumnTiles>
   RNN_DEVICE void multiply_shared(int pass, int window, int lane, const Vector16 (&columns)[kColumnTiles],
                                   float (&sum)[kTiles][kColumnTiles][4]) const {
+    const Vector16* fragments = at(pass, window, lane);
     RNN_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
-      const Vector16 low = device::load16(at(pass, window, tile, 0, lane));
-      const Vector16 high = device::load16(at(pass, window, tile, 1, lane));
+      const Vector16 rows[2] = {device::load16_shared(fragments + tile * 2 * kLanes),
+                                device::load16_shared(fragments + (tile * 2 + 1) * kLanes)};
       RNN_UNROLL
-      for (int n = 0; n < kColumnTiles; ++n) multiply_window<Product>(sum[tile][n], low, high, columns[n]);
+      for (int n = 0; n < kColumnTiles; ++n) multiply_window<Product>(sum[tile][n], rows, columns[n]);
     }
   }
 
   template <int kColumnTiles>
   RNN_DEVICE static void load_columns(const unsigned char* operand, int stride, Vector16 (&columns)[kColumnTiles]) {
     RNN_UNROLL
-    for (int n = 0; n < kColumnTiles; ++n) columns[n] = device::load16(operand + n * 8 * stride);
+    for (int n = 0; n < kColumnTiles; ++n) columns[n] = device::load16_shared(operand + n * 8 * stride);
   }
 };
 

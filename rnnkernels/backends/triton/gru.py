@@ -41,6 +41,7 @@ from .tiles import (
     multiply_add,
     multiply_gate_gradient,
     multiply_hidden,
+    no_step,
     sigmoid,
     split_gates,
     step_rows,
@@ -134,7 +135,7 @@ def forward_kernel(
     h = tl.load(h0 + state_tile, mask=present, other=0.0).to(tl.float32)
     t = direction * (steps - 1)
     begin, n = step_rows(offsets, t, steps, batch, PACKED)
-    begin_before, n_before = begin, 0
+    begin_before, n_before = no_step()
     x_r, x_z, x_n = load_preactivations(x_gates, begin, n, rows, units, H)
     for step in range(steps):
         # The next step's preactivations come from far; ask for them before waiting for h.
@@ -403,7 +404,7 @@ def backward_kernel(
     sum_z, sum_n, sum_q = sum_r, sum_r, sum_r
     t = (1 - direction) * (steps - 1)
     begin, n = step_rows(offsets, t, steps, batch, PACKED)
-    begin_before, n_before = begin, 0
+    begin_before, n_before = no_step()
     r, z, candidate, q = load_saved(gates, begin, n, rows, units, H)
     d_y = tl.zeros((UNITS, ROWS), tl.float32)
     if HAS_D_OUTPUT:

@@ -41,6 +41,7 @@ from .tiles import (
     multiply_add,
     multiply_gate_gradient,
     multiply_hidden,
+    no_step,
     sigmoid,
     split_gates,
     step_rows,
@@ -143,7 +144,7 @@ def forward_kernel(
     c = tl.load(c0 + state_tile, mask=present, other=0.0).to(tl.float32)
     t = direction * (steps - 1)
     begin, n = step_rows(offsets, t, steps, batch, PACKED)
-    begin_before, n_before = begin, 0
+    begin_before, n_before = no_step()
     x_i, x_f, x_g, x_o = load_preactivations(x_gates, begin, n, rows, units, H)
     for step in range(steps):
         # The next step's preactivations come from far; ask for them before waiting for h.
@@ -441,7 +442,7 @@ def backward_kernel(
     sum_f, sum_g, sum_o = sum_i, sum_i, sum_i
     t = (1 - direction) * (steps - 1)
     begin, n = step_rows(offsets, t, steps, batch, PACKED)
-    begin_before, n_before = begin, 0
+    begin_before, n_before = no_step()
     i, f, g, o = load_saved(gates, begin, n, rows, units, H)
     c = load_rows(cells, H, begin, n, rows, units, H)
     d_y = tl.zeros((UNITS, ROWS), tl.float32)

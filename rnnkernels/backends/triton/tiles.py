@@ -75,6 +75,17 @@ def step_rows(offsets, t, steps, batch, PACKED: tl.constexpr):
 
 
 @triton.jit
+def no_step():
+    """What :func:`step_rows` gives outside: where the step before the first one had its rows.
+
+    Its own two values, not ``begin, 0``: Triton (3.6 and 3.9) compiles a loop's body once to see which variables end it with
+    another value than they entered it with, and takes the others for constant; ``begin_before``, entering as ``begin`` and ending
+    as ``begin``, would stay at the first step's rows for ever.
+    """
+    return tl.full((), 0, tl.int64), tl.full((), 0, tl.int32)
+
+
+@triton.jit
 def load_rows(data, stride, begin, n, rows, units, H):
     """One step's rows of a tensor with ``stride`` elements a row: a tile [UNITS, ROWS], zero where no row is active."""
     mask = (rows < n)[None, :] & (units < H)[:, None]
