@@ -44,8 +44,8 @@ MUTATIONS = [
     Mutation(
         "no barrier of the CTA between steps",
         EXCHANGE,
-        "RNN_DEVICE void wait(int64_t) const { device::cta_barrier(); }",
-        "RNN_DEVICE void wait(int64_t) const {}",
+        "RNN_DEVICE void wait(int) const { device::cta_barrier(); }",
+        "RNN_DEVICE void wait(int) const {}",
     ),
     Mutation(
         "a CTA's barrier where a cluster's is needed",
@@ -53,7 +53,7 @@ MUTATIONS = [
         "before the others' barriers and buffers are ready.\n    device::cluster_barrier();",
         "x\n    device::cta_barrier();",
     ),
-    Mutation("wrong parity", EXCHANGE, "uint32_t((k - 1) / 2 % 2)", "uint32_t(k / 2 % 2)"),
+    Mutation("wrong parity", EXCHANGE, "uint32_t(k - 1) / 2 % 2)", "uint32_t(k) / 2 % 2)"),
     Mutation("no wait for h", FORWARD, "      if (k > 0) exchange_.wait(k);\n", ""),
     Mutation("no wait for the shares of d(h)", BACKWARD, "      if (k > 0) receive(k);\n", ""),
     Mutation("too many bytes expected", FORWARD, "Tile::kRows * int(sizeof(Operand));\n    if", "Tile::kRows * 4;\n    if"),
@@ -63,7 +63,7 @@ MUTATIONS = [
         "p_.partition.units * Tile::kRows * int",
         "(p_.partition.units - 8) * Tile::kRows * int",
     ),
-    Mutation("a buffer used again too early", LAYOUT, "(k % 2 == 0 ? 0 : distance)", "0 * k"),
+    Mutation("a buffer used again too early", LAYOUT, "(k & 1) * distance", "0 * k"),
     Mutation(
         "a staging buffer used again too early",
         FORWARD,
@@ -79,8 +79,8 @@ MUTATIONS = [
     Mutation(
         "a tile off by one",
         FORWARD,
-        "const int first = first_unit_ + own_.block * Own::kUnits;",
-        "const int first = first_unit_ + own_.block * Own::kUnits + 8;",
+        "const int first = (first_unit_ + own_.block * Own::kUnits) *",
+        "const int first = (first_unit_ + own_.block * Own::kUnits + 8) *",
     ),
     Mutation("a weight tile off by one", BACKWARD_LAYOUT, "place.pass) + place.tile) *", "place.pass) + place.tile + 1) *"),
     Mutation(
@@ -90,12 +90,15 @@ MUTATIONS = [
         "warps * kStaged",
         ("AddressSanitizer",),
     ),
-    Mutation("lengths ignored", BACKWARD, "if (row < rows_.active && u < hidden())", "if (u < hidden())"),
+    Mutation("lengths ignored", BACKWARD, "return own_.row(tile, column) < rows_.active && unit", "return unit"),
+    Mutation("states of sequences that are not active", FORWARD, "state.h = active ? next.h : state.h;", "state.h = next.h;"),
+    Mutation("the odd windows' sums left out", LAYOUT, "[i % 4] += more[", "[i % 4] += 0 * more["),
+    Mutation("a neighbour's shares taken for one's own", BACKWARD, "odd ? d[0] : d[2], 1", "odd ? d[2] : d[0], 1"),
     Mutation(
         "shares sent to the wrong CTA",
         BACKWARD,
-        "exchange_.send(k, owner,",
-        "exchange_.send(k, p_.partition.ctas - 1 - owner,",
+        "exchange_.send(k, own.owner,",
+        "exchange_.send(k, p_.partition.ctas - 1 - own.owner,",
     ),
 ]
 
@@ -122,8 +125,8 @@ MUTATIONS += [
         ),
         ("shares of the use before taken", GRID, "return 1 - uint32_t(k - 1) / 2 % 2;", "return 1;"),
         ("one share of four awaited", GRID, "(j >= words || ", "(j >= 1 || "),
-        ("one slot for all shares", GRID, "int(k % 2) * sources_", "0 * sources_"),
-        ("no barrier after the shares", GRID, "(sum[j + 1])}});\n    }\n    device::cta_barrier();", "(sum[j + 1])}});\n    }"),
+        ("one slot for all shares", GRID, "(k & 1) * sources_", "0 * sources_"),
+        ("no barrier after the shares", GRID, "(sum[3])}});\n    }\n    device::cta_barrier();", "(sum[3])}});\n    }"),
         (
             "shares of another source",
             BACKWARD,
