@@ -49,6 +49,11 @@ def _run(options: argparse.Namespace) -> int:
     torch.set_num_threads(settings.threads)  # before a peer starts its own
     out = options.out or report.ROOT / "out" / f"{machine.slug(machine.describe(options.device)['name'])}.json"
     earlier = results.load(out) if options.resume and out.exists() else None
+    if options.again_above is not None:
+        if not options.resume:
+            raise UsageError("--again-above needs --resume: it is about the cases of an earlier run")
+        if earlier is not None:
+            earlier["cases"] = [row for row in earlier["cases"] if (row.get("others_share") or 0.0) <= options.again_above]
     contestants = [providers.make(name, settings.device) for name in options.providers]
     result = runner.run(cases, contestants, settings, earlier, lambda partial: results.save(partial, out))
     results.save(result, out)
@@ -224,6 +229,12 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.set_defaults(command=_run)
     run.add_argument("--out", type=Path, help="result file, rewritten after every case (default: out/<machine>.json)")
     run.add_argument("--resume", action="store_true", help="take up the run whose result file is there")
+    run.add_argument(
+        "--again-above",
+        type=float,
+        metavar="SHARE",
+        help="with --resume: measure cases again during which other processes took more than this share of the processors' time",
+    )
     cases = run.add_argument_group("cases: a grid, or every combination of what the flags say")
     cases.add_argument("--grid", choices=grids.GRIDS, help="(default: small)")
     cases.add_argument("--cells", type=_listed(["lstm", "gru"]), metavar="NAMES")

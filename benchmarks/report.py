@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import targets, wall
 from .cases import Case
+from .gpu_acceptance import documents as gpu
+from .gpu_acceptance.stage import read_json
 from .providers import OURS
 from .results import Result, Row, load, providers, timed, times_faster
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 #: A rendered table stands between two such lines; the first one says what it is and names the file it is rendered from.
-_BLOCK = re.compile(r"<!-- (benchmark|targets): (\S+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+_BLOCK = re.compile(r"<!-- (benchmark|targets|gpu|gpu-losses|gpu-steps): (\S+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
 
 
 def render(result: Result, figures: Sequence[str] = ()) -> str:
@@ -157,21 +159,19 @@ def details(result: Result) -> str:
 
 
 def block(kind: str, name: str) -> str:
-    """The table of that kind, "benchmark" or "targets", for the result file of that name under the repository's root."""
-    result = load(ROOT / name)
-    tables = {"benchmark": _readme_table, "targets": targets.table}
-    notes = {"benchmark": _readme_losses, "targets": lambda found: f"{targets.verdict(found)} {wall.describe(found['wall'])}"}
-    parts = [f"<!-- {kind}: {name} -->", tables[kind](result), "", conditions(result), "", notes[kind](result)]
-    return "\n".join([*parts, f"<!-- end of {kind} -->"])
+    """The table of that kind, one of :data:`_TABLES`, for the result file of that name under the repository's root."""
+    paragraphs = "\n\n".join(_TABLES[kind](ROOT / name))
+    return f"<!-- {kind}: {name} -->\n{paragraphs}\n<!-- end of {kind} -->"
 
 
-def update_readme(path: Path) -> None:
-    """Render ``path`` into the README, in place of the table that is there."""
+def update_readme(path: Path, kind: str = "benchmark") -> None:
+    """Render ``path`` into the README, in place of the table of that kind that is there."""
     text, name = README.read_text(encoding="utf-8"), path.resolve().relative_to(ROOT).as_posix()
-    updated, found = _BLOCK.subn(lambda match: block(match[1], name), text)
-    if found != 1:
-        raise ValueError(f"{README.name} has {found} places for a benchmark's table, expected one")
-    README.write_text(updated, encoding="utf-8")
+    places = [match for match in _BLOCK.finditer(text) if match[1] == kind]
+    if len(places) != 1:
+        raise ValueError(f"{README.name} has {len(places)} places for a table of the kind {kind}, expected one")
+    begin, end = places[0].span()
+    README.write_text(text[:begin] + block(kind, name) + text[end:], encoding="utf-8")
 
 
 def update_documents() -> None:
@@ -192,23 +192,62 @@ def stale_tables(document: Path) -> list[str]:
     return [match[2] for match in found if match[0] != block(match[1], match[2])]
 
 
-def _readme_table(result: Result) -> str:
-    """Variants down, cell and mode across: geometric mean (worst case)."""
-    speedups: dict[tuple[str, str], list[float]] = {}
-    columns, variants = [], []
+def _benchmark(path: Path) -> list[str]:
+    result = load(path)
+    return [_readme_table(_readme_speedups(result)), conditions(result), _readme_losses(result)]
+
+
+def _targets(path: Path) -> list[str]:
+    result = load(path)
+    return [targets.table(result), conditions(result), f"{targets.verdict(result)} {wall.describe(result['wall'])}"]
+
+
+def _gpu(path: Path) -> list[str]:
+    content = read_json(path)
+    picture = f"![Speed-up over cuDNN, every case]({gpu.FIGURE})"
+    return [_readme_table(gpu.speedups(content)), f"{gpu.verdict(content)} {gpu.conditions(content)}", picture]
+
+
+def _gpu_losses(path: Path) -> list[str]:
+    content = read_json(path)
+    return [gpu.verdict(content), gpu.losses(content)]
+
+
+def _gpu_steps(path: Path) -> list[str]:
+    content = read_json(path)
+    return [gpu.steps(content), gpu.steps_conditions(content)]
+
+
+#: Kind of a table in the documents -> the paragraphs that a result file renders to.
+_TABLES: dict[str, Callable[[Path], list[str]]] = {
+    "benchmark": _benchmark,
+    "targets": _targets,
+    "gpu": _gpu,
+    "gpu-losses": _gpu_losses,
+    "gpu-steps": _gpu_steps,
+}
+
+
+def _readme_speedups(result: Result) -> Iterator[tuple[str, str, float]]:
+    """Variants down, cell and mode across."""
     for row, entry in _timed(result, OURS):
         case = Case(**row["case"])
-        column = f"{case.cell.upper()} {case.mode}"
-        columns += [column] * (column not in columns)
-        variants += [case.variant] * (case.variant not in variants)
-        speedups.setdefault((case.variant, column), []).append(entry["speedup"])
+        yield case.variant, f"{case.cell.upper()} {case.mode}", entry["speedup"]
+
+
+def _readme_table(speedups: Iterable[tuple[str, str, float]]) -> str:
+    """Of lines, columns and speed-ups: geometric mean (worst case)."""
+    cells: dict[tuple[str, str], list[float]] = {}
+    for line, column, speedup in speedups:
+        cells.setdefault((line, column), []).append(speedup)
+    columns = list(dict.fromkeys(column for _, column in cells))
     lines = ["| speed-up (worst case) | " + " | ".join(columns) + " |", "|---|" + "--:|" * len(columns)]
-    for variant in variants:
-        cells = [
-            f"{_times(statistics.geometric_mean(own))} ({_times(min(own))})" if (own := speedups.get((variant, column))) else ""
+    for line in dict.fromkeys(line for line, _ in cells):
+        texts = [
+            f"{_times(statistics.geometric_mean(own))} ({_times(min(own))})" if (own := cells.get((line, column))) else ""
             for column in columns
         ]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        lines.append(f"| {line} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 

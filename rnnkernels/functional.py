@@ -244,7 +244,7 @@ def _cell(
         tracing = _tracing()
         structure = (0, 1, False, False)  # no projection, one layer, one direction, not packed
         sizes = (weights[0].size(1), weights[1].size(1))
-        backend = choose(Request(cell, input.device, input.dtype, *sizes, *structure, *tracing))
+        backend = choose(Request(cell, input.device, input.dtype, *sizes, *structure, *tracing, True))
         if backend.family is None:
             return aten.cell_forward(cell, input, states, weights)
         n_states = len(states)
@@ -263,7 +263,8 @@ def request(op: str, input: Tensor, weights: Sequence[Tensor], **structure) -> R
     device_type, dtype = input.device.type, input.dtype
     if autocast.active(device_type):
         dtype = autocast.compute_dtype(op, device_type, (input,), weights)
-    return Request(op.removesuffix("_cell"), input.device, dtype, **structure, **_tracing()._asdict())
+    one_step = op.endswith("_cell")
+    return Request(op.removesuffix("_cell"), input.device, dtype, **structure, **_tracing()._asdict(), one_step=one_step)
 
 
 class _Tracing(NamedTuple):

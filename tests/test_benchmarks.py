@@ -253,8 +253,9 @@ def test_tables_in_documents_are_what_their_result_files_render_to(document):
     assert report.stale_tables(document) == [], "run: python -m benchmarks report FILE --update-docs"
 
 
-def test_the_readme_has_its_table():
-    assert report.README.read_text(encoding="utf-8").count("<!-- benchmark: ") == 1
+@pytest.mark.parametrize("kind", ["benchmark", "gpu"])
+def test_the_readme_has_its_tables(kind):
+    assert report.README.read_text(encoding="utf-8").count(f"<!-- {kind}: ") == 1
 
 
 def test_figures_are_drawn_from_committed_result_files():
@@ -323,6 +324,11 @@ def test_a_cut_run_is_taken_up_again_where_it_was_cut(tmp_path, monkeypatch):
     assert measured == [2, 3, 3, 4]
     assert [row["case"]["T"] for row in whole["cases"]] == [2, 3, 4]
     assert whole["cases"][0] == first["cases"][0] and whole["wall"] == first["wall"]
+    for row, share in zip(whole["cases"], (0.01, 0.5, None), strict=True):
+        row["others_share"] = share
+    results.save(whole, out)
+    assert command.main([*arguments, "--resume", "--again-above", "0.05"]) == 0
+    assert measured == [2, 3, 3, 4, 3]
 
 
 def test_a_run_is_not_taken_up_under_other_settings(tmp_path, capsys):
@@ -330,6 +336,7 @@ def test_a_run_is_not_taken_up_under_other_settings(tmp_path, capsys):
     arguments = ["run", "--cells", "gru", "--modes", "inference", "--T", "2", "--B", "1", "--H", "5", "--out", str(out), *QUICK]
     assert command.main(arguments) == 0
     before = out.read_text()
+    assert command.main([*arguments, "--again-above", "0.05"]) == 2
     assert command.main([*arguments, "--resume", "--seed", "1"]) == 2
     assert "settings.seed was 0, is 1" in capsys.readouterr().err
     assert command.main([*arguments, "--resume", "--T", "3"]) == 2

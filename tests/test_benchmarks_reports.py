@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import compare, explain, figures, flops, report, results, test_speed
 from benchmarks.cases import Case
+from benchmarks.gpu_acceptance import __main__ as acceptance
+from benchmarks.gpu_acceptance import documents as gpu
+from benchmarks.gpu_acceptance.stage import read_json, write_json
 
 LIMITS = {
     "source": "made up",
@@ -215,6 +220,97 @@ def test_a_result_without_a_figures_cases_has_no_such_figure(result, tmp_path):
     only = {**result, "wall": {"missing": "no reason"}, "cases": [one for one in result["cases"] if one["case"]["B"] > 1]}
     results.save(only, path)
     assert [file.stem for file in figures.draw_all(path, only, tmp_path)] == ["speedups"]
+
+
+# --- what the README shows of a GPU ------------------------------------------------------------------------------------------
+
+
+def gpu_row(mode: str, H: int, precision: str = "bfloat16", triton: float = 1.0, **cuda: float) -> dict:
+    """A row of the stage speed: the speed-up of the CUDA kernels by each clock."""
+    plans = {"cuda plan": {clock: {"speedup": ratio} for clock, ratio in cuda.items()}}
+    plans["triton plan"] = {"kernel": {"speedup": triton}}
+    case = Case("lstm", mode, 512, 16, H, H).as_dict()
+    return {"case": case, "precision": precision, "cudnn_algorithm": ["STANDARD", "STANDARD"], "results": plans}
+
+
+@pytest.fixture
+def speed() -> dict:
+    conditions = {"machine": "H1000", "torch": "2.13.0", "cudnn": 91901, "commit": "0123abc+", "date": "2026-01-01"}
+    rows = [
+        gpu_row("inference", 64, kernel=4.0, wall=8.0),
+        gpu_row("inference", 256, kernel=1.0, wall=2.0, triton=0.25),
+        gpu_row("training", 64, "tf32", kernel=0.5, wall=0.8),
+        {**gpu_row("training", 256, "tf32"), "results": {}, "error": "the kernel hangs"},
+    ]
+    return {"conditions": conditions, "rows": rows}
+
+
+@pytest.fixture
+def tuning(speed) -> dict:
+    def layer(backward: bool, B: int, schedule: str, microseconds: float, backend: str = "cuda") -> dict:
+        times = [{"choice": {"schedule": name}, "median_s": 128e-6 * us} for name, us in (("slow", 99), (schedule, microseconds))]
+        case = Case("lstm", "training", 128, B, 64, 64).as_dict()
+        row = {"backend": backend, "case": case, "precision": "bfloat16", "backward": backward}
+        return {**row, "fastest": {"schedule": schedule}, "times": times}
+
+    rows = [layer(False, 1, "cluster", 0.95), layer(False, 16, "grid", 1.24), layer(True, 16, "stepwise", 12.34)]
+    return {"conditions": speed["conditions"], "rows": [*rows, layer(False, 1, "program", 0.1, backend="triton")]}
+
+
+def test_the_table_of_steps_has_the_fastest_schedule_of_each_layer(tuning):
+    first, _, line = gpu.steps(tuning).splitlines()
+    assert first.startswith("| H | LSTM bfloat16 forward | backward | LSTM float32 in TF32 forward |")
+    assert line.startswith("| 64 | 0.95/1.2g | -/12* | -/- |")
+    assert "batches of 1 / 16, the fastest schedule of each" in gpu.steps_conditions(tuning)
+
+
+def test_the_table_of_a_gpu_has_each_clock_and_the_worst_case(speed, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    write_json(tmp_path / "speed.json", speed)
+    text = report.block("gpu", "speed.json")
+    assert "| speed-up (worst case) | LSTM inference | LSTM training |" in text
+    assert "| bfloat16, kernels | 2.00× (1.00×) |  |\n| bfloat16, wall time | 4.00× (2.00×) |  |" in text  # noqa: RUF001
+    assert "| float32 in TF32, kernels |  | 0.50× (0.50×) |" in text  # noqa: RUF001
+    assert "Measured on one H1000, torch 2.13.0, cuDNN 9.19, commit 0123abc with changes, 2026-01-01: 3 cases" in text
+    assert "CUDA kernels: inference 2.00×, training 0.50×; slower than torch.nn in 1 of 3 cases, at worst" in text  # noqa: RUF001
+    assert "slower than torch.nn in 1 of 3 cases, at worst 0.25× (LSTM inference, bfloat16, H=256 B=16)" in text  # noqa: RUF001
+
+
+def test_the_cases_lost_to_cudnn_are_listed_with_its_algorithm(speed):
+    _, _, *lines = gpu.losses(speed).splitlines()
+    assert lines == ["| 0.50× | LSTM training, float32 in TF32, H=64 B=16 | `STANDARD` |"]  # noqa: RUF001
+
+
+def test_the_picture_of_a_gpu_shows_every_case_that_was_timed(speed):
+    tree = ElementTree.fromstring(gpu.heat_map(speed))
+    texts = [element.text for element in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert [text for text in texts if re.fullmatch(r"\d\.\d\d", text)] == ["4.00", "1.00", "0.50"]
+    assert "LSTM training, float32 in TF32" in texts
+    colours = [element.get("fill") for element in tree.iter("{http://www.w3.org/2000/svg}rect")]
+    assert colours[2] == "#f7f7f7"  # as fast as torch.nn: neither blue nor red
+
+
+def test_readme_and_picture_follow_a_runs_files(speed, tuning, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    (tmp_path / "docs").mkdir()
+    steps = "<!-- gpu-steps: tuning.json -->\n<!-- end of gpu-steps -->\n"
+    report.README.write_text(f"{steps}<!-- gpu: other.json -->\nstale\n<!-- end of gpu -->\n")
+    write_json(tmp_path / "tuning.json", tuning)
+    write_json(tmp_path / "speed.json", speed)
+    monkeypatch.setattr(acceptance.report, "render", lambda directory: "the report")
+    assert acceptance.main(["report", str(tmp_path), "--update-docs"]) == 0
+    assert capsys.readouterr().out == "the report"
+    assert report.README.read_text() == f"{report.block('gpu-steps', 'tuning.json')}\n{report.block('gpu', 'speed.json')}\n"
+    assert report.stale_tables(report.README) == []
+    assert (tmp_path / gpu.FIGURE).read_text() == gpu.heat_map(speed)
+
+
+def test_the_committed_picture_is_what_the_readmes_result_file_renders_to():
+    (name,) = re.findall(r"<!-- gpu: (\S+) -->", report.README.read_text(encoding="utf-8"))
+    committed = (report.ROOT / gpu.FIGURE).read_text(encoding="utf-8")
+    rendered = gpu.heat_map(read_json(report.ROOT / name))
+    assert committed == rendered, "run: python -m benchmarks.gpu_acceptance report DIR --update-docs"
 
 
 class Benchmark:

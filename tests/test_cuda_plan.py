@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rnnkernels import _library
-from rnnkernels.backends import Request, explain_request, native, use_backend
+from rnnkernels.backends import Request, choose, explain_request, native, use_backend
 
 _C = pytest.importorskip("rnnkernels._C")
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 H200 = {"compute_capability": 90, "multiprocessors": 132, "shared_bytes": 232448, "most_cluster": 16}
 
 
@@ -109,6 +112,56 @@ def test_the_backend_serves_every_layer_from_compute_capability_7_on(gpu) -> Non
 def test_the_backend_says_what_it_cannot_serve(gpu, capability, changes, reason) -> None:
     gpu(*capability)
     assert reason in native.cuda_unsupported(request(**changes))
+
+
+def test_auto_takes_the_kernels_where_they_were_measured_ahead_and_says_why_not_elsewhere(gpu) -> None:
+    gpu(9, 0)
+    ahead = request(hidden_size=256, dtype=torch.bfloat16)
+    assert choose(ahead).name == "cuda"
+    assert choose(ahead._replace(packed=True, num_layers=2)).name == "cuda"
+    for changes, reason in (
+        ({"hidden_size": 63}, "64 to 1024 hidden units were measured ahead"),
+        ({"hidden_size": 128, "dtype": torch.float32}, "193 to 1024 hidden units"),
+        ({"hidden_size": 768, "dtype": torch.float16, "cell": "lstm"}, "193 to 512 hidden units"),
+        ({"num_layers": 2, "bidirectional": True}, "more than two layers or directions"),
+        ({"cell": "lstm", "proj_size": 8}, "go step by step"),
+        ({"dtype": torch.float64}, "go step by step"),
+        ({"one_step": True}, "in cells"),
+    ):
+        asked = ahead._replace(**changes)
+        assert choose(asked).name == "aten"
+        assert reason in explain_request(asked).objections["cuda"]
+        with use_backend("cuda"):
+            assert choose(asked).name == "cuda"
+            assert explain_request(asked).objections["cuda"] is None
+    assert choose(ahead._replace(transformed=True)).name == "reference"
+    gpu(8, 0)
+    assert choose(ahead).name == "aten"
+    assert "compute capability 9.0 only" in explain_request(ahead).objections["cuda"]
+
+
+def test_in_float32_auto_follows_torchs_switch(gpu, precision) -> None:
+    gpu(9, 0)
+    layer = request(hidden_size=256)
+    precision("tf32")
+    assert choose(layer).name == "cuda"
+    precision("ieee")
+    assert choose(layer).name == "aten"
+
+
+def test_auto_never_takes_the_kernels_where_they_were_measured_behind(gpu, precision) -> None:
+    gpu(9, 0)
+    rows = json.loads((RESULTS / "h200" / "speed.json").read_text())["rows"]
+    taken = 0
+    for row in rows:
+        case, speedups = row["case"], row["results"]["cuda plan"]
+        precision("ieee" if row["precision"] == "ieee" else "tf32")
+        structure = {name: case[name] for name in ("proj_size", "num_layers", "bidirectional", "packed")}
+        layer = request(cell=case["cell"], hidden_size=case["H"], dtype=getattr(torch, case["dtype"]), **structure)
+        if choose(layer).name == "cuda":
+            taken += 1
+            assert min(speedups[clock]["speedup"] for clock in ("kernel", "wall")) > 1, row["key"]
+    assert taken > len(rows) / 2
 
 
 def test_a_forced_schedule_is_planned_and_explained(gpu) -> None:

@@ -10,6 +10,7 @@ timing.py            interleaved times of the host's clock, of the device's and 
 layers.py            one pass of one layer, for what is compiled ahead and what is tuned
 compiling.py         compiles Triton's kernels of later stages in the background
 report.py            DIR -> Markdown
+documents.py         DIR -> what README and documents show of it: tables and a picture
 tables.py            DIR -> the tables of measurements that plans read
 refit.py             DIR -> the constants of the CUDA kernels' cost model
 -------------------  --------------------------------------------------------------------------------------------------

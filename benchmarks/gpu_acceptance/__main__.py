@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from . import conductor, report, tables
-from .stage import DEVICES, Stage
+from .stage import DEVICES, Stage, read_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,8 +56,22 @@ def _run(arguments: Sequence[str]) -> int:
 def _report(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_acceptance report", description="Render a run as Markdown.")
     parser.add_argument("directory", type=Path)
-    print(report.render(parser.parse_args(arguments).directory), end="")
+    parser.add_argument("--update-docs", action="store_true", help="render the documents' tables and picture from it, too")
+    options = parser.parse_args(arguments)
+    print(report.render(options.directory), end="")
+    if options.update_docs:
+        _update_documents(options.directory / "speed.json")
     return 0
+
+
+def _update_documents(speed: Path) -> None:
+    """The README's table and picture from this file, and every other table from the file that it names."""
+    from .. import report as rendered
+    from . import documents
+
+    rendered.update_readme(speed, "gpu")
+    rendered.update_documents()
+    (rendered.ROOT / documents.FIGURE).write_text(documents.heat_map(read_json(speed)), encoding="utf-8")
 
 
 def _tables(arguments: Sequence[str]) -> int:

@@ -6,6 +6,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
@@ -264,7 +268,7 @@ Tensor empty(const Sizes& sizes, DtypeCode dtype) {
   }
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.count(), sizes.data(), strides, dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -276,15 +280,22 @@ void run_on_torch_pool(void*, int64_t count, void (*task)(void*, int64_t), void*
 
 Parallel torch_pool() { return {int(torch::stable::get_num_threads()), run_on_torch_pool, nullptr}; }
 
-// Memory for the kernels; that of a small layer is on the stack.
+// Memory for the kernels; that of a small layer is on the stack. A large one asks for huge pages: it comes from the system and goes
+// back to it at every call, which otherwise hands it over in pieces of 4 KiB, and packed weights of some MiB are more of these
+// than the processor can translate without looking them up.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
     if (bytes <= int64_t(sizeof small_)) return;
-    large_ = empty({bytes + rnnkernels::cpu::kWorkspaceAlignment}, aoti_torch_dtype_uint8());
+    const bool huge = bytes >= 2 * kHugePage;
+    const uintptr_t alignment = huge ? kHugePage : rnnkernels::cpu::kWorkspaceAlignment;
+    large_ = empty({bytes + int64_t(alignment)}, aoti_torch_dtype_uint8());
     const auto address = reinterpret_cast<uintptr_t>(large_->mutable_data_ptr());
-    const uintptr_t alignment = rnnkernels::cpu::kWorkspaceAlignment;
     data_ = reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
+#if defined(__linux__)
+    // Advice: where it is not taken, nothing else changes.
+    if (huge) madvise(data_, size_t(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
+#endif
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -292,6 +303,8 @@ class Workspace {
   void* data() const { return data_; }
 
  private:
+  static constexpr int64_t kHugePage = int64_t(1) << 21;
+
   alignas(rnnkernels::cpu::kWorkspaceAlignment) char small_[65536];
   std::optional<Tensor> large_;
   void* data_ = small_;

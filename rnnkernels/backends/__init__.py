@@ -1,7 +1,8 @@
 """Which implementation computes a layer: :func:`choose` decides, :func:`explain` says why.
 
 Every backend answers ``unsupported(request)`` with a reason or None. In ``auto`` the first backend of :data:`PREFERENCE` that
-supports the request is taken; a backend asked for by name that cannot serve raises with its reason.
+supports the request is taken, but for those that are ``behind`` another one there; a backend asked for by name that cannot serve
+raises with its reason.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Request(NamedTuple):
     packed: bool = False
     transformed: bool = False  # inside torch.func.vmap, grad, jvp, …
     forward_ad: bool = False  # a forward-mode derivative is being computed
+    one_step: bool = False  # a cell's call
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Backend:
     description: str
     family: str | None
     unsupported: Callable[[Request], str | None]
+    behind: Callable[[Request], str | None] = lambda request: None  # why ``auto`` passes it over, though it could serve
+
+    def objection(self, request: Request) -> str | None:
+        """Why ``auto`` does not take it, or None if it could."""
+        reason = self.unsupported(request)
+        if reason is None and (slower := self.behind(request)) is not None:
+            reason = f"by name only: {slower}"
+        return reason
 
 
 class UnsupportedRequest(RuntimeError):
@@ -95,10 +105,10 @@ def _forward_ad_unsupported(request: Request) -> str | None:
 
 _BACKENDS = (
     Backend("cpu", "C++ kernels", "", _cpu_unsupported),
+    Backend("cuda", "CUDA kernels", "", _cuda_unsupported, native.cuda_behind),
     Backend("aten", "torch's own kernels", None, _aten_unsupported),
     Backend("reference", "the equations in plain torch operations", "reference_", _reference_unsupported),
-    # Behind what serves everything, that is by name only, until a committed measurement on a GPU shows where they are ahead.
-    Backend("cuda", "CUDA kernels", "", _cuda_unsupported),
+    # Behind what serves everything, that is by name only: where the CUDA kernels are there, they are faster.
     Backend("triton", "Triton kernels", "triton_", _triton_unsupported),
 )
 #: Backend names in the order ``auto`` tries them.
@@ -166,9 +176,9 @@ def choose(request: Request) -> Backend:
             raise UnsupportedRequest(f"the backend {asked_for!r} was asked for and cannot serve this call: {reason}")
         return backend
     for backend in _BACKENDS:
-        if backend.unsupported(request) is None:
+        if backend.objection(request) is None:
             return backend
-    reasons = "; ".join(f"{backend.name}: {backend.unsupported(request)}" for backend in _BACKENDS)
+    reasons = "; ".join(f"{backend.name}: {backend.objection(request)}" for backend in _BACKENDS)
     raise UnsupportedRequest(f"no backend can compute this {request.cell.upper()}: {reasons}")
 
 
@@ -202,8 +212,9 @@ class Explanation:
 
 def explain_request(request: Request, batch: int | None = None) -> Explanation:
     """:func:`choose` with its reasons, never raising for an unsupported request."""
-    objections = {backend.name: backend.unsupported(request) for backend in _BACKENDS}
-    candidates = PREFERENCE if _selection.name == "auto" else (_selection.name,)
+    auto = _selection.name == "auto"
+    objections = {backend.name: (backend.objection if auto else backend.unsupported)(request) for backend in _BACKENDS}
+    candidates = PREFERENCE if auto else (_selection.name,)
     chosen = next((name for name in candidates if objections[name] is None), None)
     describe = {"cuda": native.describe_cuda, "triton": triton.describe}.get(chosen or "")
     schedules = describe(request, batch) if describe is not None and batch else None

@@ -45,6 +45,39 @@ def cuda_unsupported(request: Request) -> str | None:
     return None
 
 
+#: The smallest and the largest hidden size at which the CUDA kernels were measured ahead of cuDNN, by dtype and cell, at batches
+#: from 1 to 256: benchmarks/results/h200/speed.json. Below 193 units, and in float16 LSTMs with multiples of 128 above 512, cuDNN
+#: keeps the weights on the chip itself. float32 means TF32.
+_AHEAD = {
+    (torch.bfloat16, "lstm"): (64, 1024),
+    (torch.bfloat16, "gru"): (64, 1024),
+    (torch.float16, "lstm"): (193, 512),
+    (torch.float16, "gru"): (193, 1024),
+    (torch.float32, "lstm"): (193, 1024),
+    (torch.float32, "gru"): (193, 1024),
+}
+
+
+def cuda_behind(request: Request) -> str | None:
+    """Why ``auto`` leaves a layer that the CUDA kernels could serve to another backend, or None: they were measured ahead."""
+    if torch.cuda.get_device_capability(request.device) != (9, 0):
+        return "the CUDA kernels were measured on compute capability 9.0 only"
+    if request.transformed or request.one_step:
+        return "in cells and inside torch.func's transforms they were not measured"
+    if request.dtype == torch.float32 and not precision.allows_tf32():
+        return "in float32 without TF32 they were not measured against cuDNN"
+    if request.proj_size or (request.dtype, request.cell) not in _AHEAD:
+        return "projected layers and float64 go step by step, through torch's products"
+    least, most = _AHEAD[request.dtype, request.cell]
+    if not least <= request.hidden_size <= most:
+        dtype = str(request.dtype).removeprefix("torch.")
+        return f"of {dtype} {request.cell.upper()} layers, those of {least} to {most} hidden units were measured ahead of cuDNN"
+    # cuDNN may overlap layers and directions. It was measured to take more than twice as long for one.
+    if request.num_layers * (2 if request.bidirectional else 1) > 2:
+        return "stacks of more than two layers or directions, which cuDNN may overlap, were not measured"
+    return None
+
+
 # --- calling the operators -----------------------------------------------------------------------------------------------
 
 #: What an operator of the CUDA library is told after the arguments of :mod:`rnnkernels.ops`.
