@@ -219,9 +219,6 @@ RNN_DEVICE Vector16 load16(const void* address) {
   const uint4 v = *static_cast<const uint4*>(address);
   return {{v.x, v.y, v.z, v.w}};
 }
-RNN_DEVICE void store16(void* address, Vector16 v) {
-  *static_cast<uint4*>(address) = make_uint4(v.words[0], v.words[1], v.words[2], v.words[3]);
-}
 
 // Of shared memory, by 32-bit addresses. Of ordinary loads and stores the compiler does not always see that they are to shared
 // memory; then they are generic ones, whose addresses take 64-bit arithmetic, and come later.

@@ -107,14 +107,13 @@ inline Vector16 load16(const void* address) {
   check_aligned(address, 16);
   return *static_cast<const Vector16*>(address);
 }
-inline void store16(void* address, Vector16 value) {
-  check_aligned(address, 16);
-  *static_cast<Vector16*>(address) = value;
-}
 
 inline Vector16 load16_shared(const void* address) { return load16(address); }
 inline float load_shared(const float* address) { return *address; }
-inline void store16_shared(void* address, Vector16 value) { store16(address, value); }
+inline void store16_shared(void* address, Vector16 value) {
+  check_aligned(address, 16);
+  *static_cast<Vector16*>(address) = value;
+}
 template <class S>
 inline void store_shared(S* address, S value) {
   *address = value;

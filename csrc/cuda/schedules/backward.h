@@ -286,7 +286,8 @@ class BackwardPass {
     for (int slot = 0; slot < slots; ++slot) {
       const float* share = first + slot * distance;
       each_cell([&](int group, int tile, int column) {
-        dh[group][tile][column] += device::load_shared(share + (Own::unit_after_first(group) * Shared::kSlotRow + Own::row_after_first(tile, column)));
+        const int place = Own::unit_after_first(group) * Shared::kSlotRow + Own::row_after_first(tile, column);
+        dh[group][tile][column] += device::load_shared(share + place);
       });
     }
   }
@@ -402,7 +403,7 @@ class BackwardPass {
   // Shares for step k of the units from `place` on.
   RNN_DEVICE void send_to_owners(int k, UnitPlace place, const Products& sum) const {
     const int units = p_.partition.units, source = exchange_.rank() * division_.parts + part_;
-    // What costs is the number of stores. A lane has two rows of a unit in each block; with its neighbour's it has four rows in one.
+    // What costs is the number of stores. A lane has two rows of a unit in each block; with its neighbour's it has four in one.
     const bool odd = own_.t % 2 == 1;
     float* slots = shared_.shares[k] + (source * units + own_.g) * Shared::kSlotRow + own_.t / 2 * 4;
     RNN_UNROLL
@@ -502,7 +503,7 @@ class BackwardPass {
   const int direction_, slice_, first_row_;
   const Exchange exchange_;
   const int first_unit_, part_;
-  const int first_product_, products_of_pass_;      // units whose d(h') the warp's products are shares of
+  const int first_product_, products_of_pass_;   // units whose d(h') the warp's products are shares of
   const UnitPlace first_place_, pass_distance_;  // the same as places
   const int stride_;
   const Steps steps_;
@@ -510,7 +511,7 @@ class BackwardPass {
   typename Shared::Weights weights_;
   Carry carry_[kGroups][kTiles][kColumns];
   float bias_[kGroups][kSavedGates];  // since the last multiple of kStepsPerSum
-  SliceRows rows_;                               // of the step at hand, or to come
+  SliceRows rows_;                              // of the step at hand, or to come
   Element fetched_[kGroups][kTiles][kColumns];  // what it reads
 };
 

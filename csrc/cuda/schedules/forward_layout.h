@@ -72,7 +72,8 @@ RNN_DEVICE void pack_forward(const PackArguments& p) {
   if (i >= Shared::packed_count(p.partition)) return;
   const int h = p.hidden, direction = device::block_y();
   const PackedPlace place(i, Own::warps(p.partition.units), 1, Shared::most_windows(p.partition), Own::kMatrixTiles);
-  const int split = place.warp % Tile::kSplits, first_unit = place.rank * p.partition.units + place.warp / Tile::kSplits * Own::kUnits;
+  const int split = place.warp % Tile::kSplits;
+  const int first_unit = place.rank * p.partition.units + place.warp / Tile::kSplits * Own::kUnits;
   const int first = (place.window * Tile::kSplits + split) * kWindow<Product> + place.lane % 4 * kLaneShare<Product>;
   const S* w = static_cast<const S*>(p.w_hh[direction]);
   static_cast<Vector16*>(p.packed[direction])[i] = gather_fragment<Product>(place.half, [&](int block, int k) {
