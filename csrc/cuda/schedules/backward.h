@@ -148,29 +148,24 @@ class BackwardPass {
         bias_[group][gate] = 0.0f;
         *bias_sum(group, gate) = 0.0f;
       }
-      RNN_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        RNN_UNROLL
-        for (int column = 0; column < kColumns; ++column) {
-          Carry& carry = carry_[group][tile][column];
-          carry = Carry{0.0f, 0.0f, 0.0f};
-          fetched_[group][tile][column] = Element{};
-          if (!exists(tile, column, group)) continue;
-          const int64_t index = state_index(tile, column, group);
-          if (grad_h_n != nullptr) carry.direct_dh = device::to_float(device::load_constant(grad_h_n + index));
-          if constexpr (Cell::kHasCellState) {
-            if (grad_c_n != nullptr) carry.dc = device::to_float(device::load_constant(grad_c_n + index));
-            if (steps_.length() > 0) {
-              const SliceRows rows = steps_.rows(forward_step(0));
-              const int h = hidden();
-              carry.c = own_.row(tile, column) < rows.active
-                            ? device::load_constant(first_cell(rows) + own_.after_first(h, tile, column, group))
-                            : device::to_float(device::load_constant(static_cast<const S*>(p_.c0) + index));
-            }
-          }
+    }
+    Own::each_cell([&](int group, int tile, int column) {
+      Carry& carry = carry_[group][tile][column];
+      carry = Carry{0.0f, 0.0f, 0.0f};
+      fetched_[group][tile][column] = Element{};
+      if (!exists(tile, column, group)) return;
+      const int64_t index = state_index(tile, column, group);
+      if (grad_h_n != nullptr) carry.direct_dh = device::to_float(device::load_constant(grad_h_n + index));
+      if constexpr (Cell::kHasCellState) {
+        if (grad_c_n != nullptr) carry.dc = device::to_float(device::load_constant(grad_c_n + index));
+        if (steps_.length() > 0) {
+          const SliceRows rows = steps_.rows(forward_step(0));
+          carry.c = own_.row(tile, column) < rows.active
+                        ? device::load_constant(first_cell(rows) + own_.after_first(hidden(), tile, column, group))
+                        : device::to_float(initial(p_.c0, tile, column, group));
         }
       }
-    }
+    });
   }
 
   // Operand columns that no unit has are zero in both buffers for good.
@@ -200,7 +195,7 @@ class BackwardPass {
     const S* grad_output = p_.grad_output == nullptr ? nullptr : own_.first_of(grad_output_of(i), 0, p_.grad_output_row);
     const float* cells = Cell::kHasCellState ? first_cell(before) : nullptr;
     const S* output = Cell::kHasCellState ? nullptr : own_.first_of(all_output() + first_unit_, before.first, output_width);
-    each_cell([&](int group, int tile, int column) {
+    Own::each_cell([&](int group, int tile, int column) {
       Element& element = fetched_[group][tile][column];
       if (!exists(tile, column, group)) return;
       const bool follows = own_.row(tile, column) < before.active;
@@ -278,29 +273,17 @@ class BackwardPass {
   using HiddenGradients = float[kGroups][kTiles][kColumns];
 
   RNN_DEVICE void gradients_of_h(int k, HiddenGradients& dh) const {
-    each_cell([&](int group, int tile, int column) { dh[group][tile][column] = carry_[group][tile][column].direct_dh; });
+    Own::each_cell([&](int group, int tile, int column) { dh[group][tile][column] = carry_[group][tile][column].direct_dh; });
     if (k == 0) return;
     const float* first = shared_.shares[k] + (own_.unit(0) * Shared::kSlotRow + own_.first_row());
     const int slots = Shared::slots(p_.partition, division_), distance = units_of_cta() * Shared::kSlotRow;
     RNN_UNROLL_BY(kSlotsAtOnce)
     for (int slot = 0; slot < slots; ++slot) {
       const float* share = first + slot * distance;
-      each_cell([&](int group, int tile, int column) {
+      Own::each_cell([&](int group, int tile, int column) {
         const int place = Own::unit_after_first(group) * Shared::kSlotRow + Own::row_after_first(tile, column);
         dh[group][tile][column] += device::load_shared(share + place);
       });
-    }
-  }
-
-  template <class Use>
-  RNN_DEVICE static void each_cell(const Use& use) {
-    RNN_UNROLL
-    for (int group = 0; group < kGroups; ++group) {
-      RNN_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        RNN_UNROLL
-        for (int column = 0; column < kColumns; ++column) use(group, tile, column);
-      }
     }
   }
 
@@ -319,7 +302,7 @@ class BackwardPass {
     gradients_of_h(k, dh);
     Operand* operand = operand_row(k, own_.first_row()) + own_.unit(0);
     const int row_distance = stride_ / int(sizeof(Operand));
-    each_cell([&](int group, int tile, int column) {
+    Own::each_cell([&](int group, int tile, int column) {
       Carry& carry = carry_[group][tile][column];
       const Element& element = fetched_[group][tile][column];
       float saved[kSavedGates];
@@ -354,7 +337,7 @@ class BackwardPass {
     S* grad_gates = own_.first_of(static_cast<S*>(p_.grad_gates) + first_unit_, row, kGates * h);
     S* grad_q = nullptr;
     if constexpr (!Cell::kHasCellState) grad_q = own_.first_of(static_cast<S*>(p_.grad_q) + first_unit_, row, h);
-    each_cell([&](int group, int tile, int column) {
+    Own::each_cell([&](int group, int tile, int column) {
       if (!is_active(tile, column, group)) return;
       const S(&values)[kSavedGates] = stored[group][tile][column];
       RNN_UNROLL
@@ -448,7 +431,7 @@ class BackwardPass {
     S* grad_c0 = static_cast<S*>(p_.grad_c0);
     HiddenGradients dh;
     gradients_of_h(length, dh);
-    each_cell([&](int group, int tile, int column) {
+    Own::each_cell([&](int group, int tile, int column) {
       if (!exists(tile, column, group)) return;
       const int64_t index = state_index(tile, column, group);
       grad_h0[index] = device::round_to<S>(dh[group][tile][column]);

@@ -131,23 +131,16 @@ class ForwardPass {
   RNN_DEVICE void load_states() {
     const S* h0 = static_cast<const S*>(p_.h0);
     const S* c0 = static_cast<const S*>(p_.c0);
-    RNN_UNROLL
-    for (int group = 0; group < kGroups; ++group) {
+    Own::each_cell([&](int group, int tile, int column) {
+      State& state = state_[group][tile][column];
+      state = State{0.0f, 0.0f};
       RNN_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        RNN_UNROLL
-        for (int column = 0; column < kColumns; ++column) {
-          State& state = state_[group][tile][column];
-          state = State{0.0f, 0.0f};
-          RNN_UNROLL
-          for (int gate = 0; gate < kGates; ++gate) fetched_[group][tile][column][gate] = 0.0f;
-          if (!exists(tile, column, group)) continue;
-          const int64_t index = state_index(tile, column, group);
-          state.h = device::to_float(device::load_constant(h0 + index));
-          if constexpr (Cell::kHasCellState) state.c = device::to_float(device::load_constant(c0 + index));
-        }
-      }
-    }
+      for (int gate = 0; gate < kGates; ++gate) fetched_[group][tile][column][gate] = 0.0f;
+      if (!exists(tile, column, group)) return;
+      const int64_t index = state_index(tile, column, group);
+      state.h = device::to_float(device::load_constant(h0 + index));
+      if constexpr (Cell::kHasCellState) state.c = device::to_float(device::load_constant(c0 + index));
+    });
     if constexpr (Tile::kDirect) return;
     const int width = windows_ * kWindow<Product>;
     RNN_NO_UNROLL
@@ -180,20 +173,13 @@ class ForwardPass {
     if (!own_.has_cells()) return;
     const int h = hidden(), width = kGates * h;
     const float* first = own_.first_of(p_.projected[direction_] + first_unit_, rows_.first, width);
-    RNN_UNROLL
-    for (int group = 0; group < kGroups; ++group) {
+    Own::each_cell([&](int group, int tile, int column) {
+      if (!is_active(tile, column, group)) return;
       RNN_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        RNN_UNROLL
-        for (int column = 0; column < kColumns; ++column) {
-          if (!is_active(tile, column, group)) continue;
-          RNN_UNROLL
-          for (int gate = 0; gate < kGates; ++gate)
-            fetched_[group][tile][column][gate] =
-                device::load_constant(first + (own_.after_first(width, tile, column, group) + gate * h));
-        }
-      }
-    }
+      for (int gate = 0; gate < kGates; ++gate)
+        fetched_[group][tile][column][gate] =
+            device::load_constant(first + (own_.after_first(width, tile, column, group) + gate * h));
+    });
   }
 
   RNN_DEVICE void prefetch(int k) const {
@@ -225,20 +211,13 @@ class ForwardPass {
   // use(tile of 16 rows, column tile, block of its rows, column, product) for the products of own cells.
   template <class Use>
   RNN_DEVICE void each_product(Products& products, const Use& use) const {
-    RNN_UNROLL
-    for (int group = 0; group < kGroups; ++group) {
+    Own::each_cell([&](int group, int tile, int column) {
       RNN_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        RNN_UNROLL
-        for (int column = 0; column < kColumns; ++column) {
-          RNN_UNROLL
-          for (int gate = 0; gate < kGates; ++gate) {
-            const int block = own_.unit_group(group) * kGates + gate;
-            use(block / 2, own_.column_tile(tile), block % 2, own_.column(column), products[group][tile][column][gate]);
-          }
-        }
+      for (int gate = 0; gate < kGates; ++gate) {
+        const int block = own_.unit_group(group) * kGates + gate;
+        use(block / 2, own_.column_tile(tile), block % 2, own_.column(column), products[group][tile][column][gate]);
       }
-    }
+    });
   }
 
   // The other warp of the block gets its columns' sums over our half of K, we get ours over its half; ours come first then in
@@ -288,26 +267,19 @@ class ForwardPass {
 
   RNN_DEVICE void step(const Products& products, Saved& saved) {
     if (!own_.has_cells()) return;
-    RNN_UNROLL
-    for (int group = 0; group < kGroups; ++group) {
+    Own::each_cell([&](int group, int tile, int column) {
+      // All cells are computed, active or not, without a branch between them: then their latencies pass side by side.
+      State& state = state_[group][tile][column];
+      State next = state;
+      float gates[kSavedGates];
+      Cell::forward(fetched_[group][tile][column], products[group][tile][column], bias_[group], next, gates);
+      // Of sequences that are not active the state stays as it is: they may become so.
+      const bool active = is_active(tile, column, group);
+      state.h = active ? next.h : state.h;
+      state.c = active ? next.c : state.c;
       RNN_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        RNN_UNROLL
-        for (int column = 0; column < kColumns; ++column) {
-          // All cells are computed, active or not, without a branch between them: then their latencies pass side by side.
-          State& state = state_[group][tile][column];
-          State next = state;
-          float gates[kSavedGates];
-          Cell::forward(fetched_[group][tile][column], products[group][tile][column], bias_[group], next, gates);
-          // Of sequences that are not active the state stays as it is: they may become so.
-          const bool active = is_active(tile, column, group);
-          state.h = active ? next.h : state.h;
-          state.c = active ? next.c : state.c;
-          RNN_UNROLL
-          for (int gate = 0; gate < kSavedGates; ++gate) saved[group][tile][column][gate] = device::round_to<S>(gates[gate]);
-        }
-      }
-    }
+      for (int gate = 0; gate < kSavedGates; ++gate) saved[group][tile][column][gate] = device::round_to<S>(gates[gate]);
+    });
   }
 
   RNN_DEVICE void store(const Saved& saved) const {
@@ -322,25 +294,18 @@ class ForwardPass {
       gates = own_.first_of(static_cast<S*>(p_.gates) + first_unit_, row, kSavedGates * h);
       if constexpr (Cell::kHasCellState) cells = own_.first_of(p_.cells + first_unit_, row, h);
     }
-    RNN_UNROLL
-    for (int group = 0; group < kGroups; ++group) {
+    Own::each_cell([&](int group, int tile, int column) {
+      if (!is_active(tile, column, group)) return;
+      const State& state = state_[group][tile][column];
+      device::store_streaming(output + own_.after_first(width, tile, column, group), device::round_to<S>(state.h));
+      if (!saves) return;
       RNN_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        RNN_UNROLL
-        for (int column = 0; column < kColumns; ++column) {
-          if (!is_active(tile, column, group)) continue;
-          const State& state = state_[group][tile][column];
-          device::store_streaming(output + own_.after_first(width, tile, column, group), device::round_to<S>(state.h));
-          if (!saves) continue;
-          RNN_UNROLL
-          for (int gate = 0; gate < kSavedGates; ++gate)
-            device::store_streaming(gates + (own_.after_first(kSavedGates * h, tile, column, group) + gate * h),
-                                    saved[group][tile][column][gate]);
-          if constexpr (Cell::kHasCellState)
-            device::store_streaming(cells + own_.after_first(h, tile, column, group), state.c);
-        }
-      }
-    }
+      for (int gate = 0; gate < kSavedGates; ++gate)
+        device::store_streaming(gates + (own_.after_first(kSavedGates * h, tile, column, group) + gate * h),
+                                saved[group][tile][column][gate]);
+      if constexpr (Cell::kHasCellState)
+        device::store_streaming(cells + own_.after_first(h, tile, column, group), state.c);
+    });
   }
 
   // ---- The new h to everybody ----------------------------------------------------------------------------------------
@@ -392,19 +357,12 @@ class ForwardPass {
   RNN_DEVICE void store_final_states() const {
     S* h_n = static_cast<S*>(p_.h_n);
     S* c_n = static_cast<S*>(p_.c_n);
-    RNN_UNROLL
-    for (int group = 0; group < kGroups; ++group) {
-      RNN_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
-        RNN_UNROLL
-        for (int column = 0; column < kColumns; ++column) {
-          if (!exists(tile, column, group)) continue;
-          const int64_t index = state_index(tile, column, group);
-          h_n[index] = device::round_to<S>(state_[group][tile][column].h);
-          if constexpr (Cell::kHasCellState) c_n[index] = device::round_to<S>(state_[group][tile][column].c);
-        }
-      }
-    }
+    Own::each_cell([&](int group, int tile, int column) {
+      if (!exists(tile, column, group)) return;
+      const int64_t index = state_index(tile, column, group);
+      h_n[index] = device::round_to<S>(state_[group][tile][column].h);
+      if constexpr (Cell::kHasCellState) c_n[index] = device::round_to<S>(state_[group][tile][column].c);
+    });
   }
 
   const ForwardArguments& p_;

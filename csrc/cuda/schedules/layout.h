@@ -136,6 +136,19 @@ struct Ownership {
     return row_after_first(tile, column) * width + unit_after_first(group);
   }
 
+  // use(group, tile, column) for each cell of a lane.
+  template <class Use>
+  RNN_DEVICE static void each_cell(const Use& use) {
+    RNN_UNROLL
+    for (int group = 0; group < kGroups; ++group) {
+      RNN_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        RNN_UNROLL
+        for (int column = 0; column < kColumns; ++column) use(group, tile, column);
+      }
+    }
+  }
+
   // use(row, unit, field) for each block of 8 neighbouring units in own rows, `fields` times; of a warp's blocks each lane has
   // others. Rows within the slice, units within the CTA.
   template <int kFields, class Use>
