@@ -38,6 +38,8 @@ CUDA_LIBRARY = "librnnkernels_cuda.so"
 REPORT = "build_report.json"
 
 COMMON_FLAGS = ["-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# The loops of the tiles on lines of their own: where they fall otherwise is worth up to 9 % either way (docs/cpu-kernels.md).
+COMMON_FLAGS += ["-falign-loops=64"]
 # The kernels are compiled once per instruction set; the flags choose the vector width (csrc/cpu/simd.h).
 X86_ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],

@@ -38,9 +38,9 @@ class Backward {
   static constexpr int64_t kChunkBytes = 2097152;  // of gate gradients
   static constexpr int64_t kChunkRows = 256;       // at least: fewer do not repay the pass over the weight gradients
   static constexpr int64_t kMostChunkRows = 512;
-  // Fewer rows than this read column weights as they lie.
-  static constexpr int64_t kRowsWorthPacking = 16;
-  static constexpr int64_t kStepsWorthPacking = 4;
+  // Products with fewer rows read column weights as they lie; a recurrence with fewer steps and, in all of them, rows does too.
+  static constexpr int64_t kRowsWorthPacking = 32;
+  static constexpr int64_t kStepsWorthPacking = 8, kRecurrentRowsWorthPacking = 64;
 
  public:
   // A null workspace only measures how much is needed.
@@ -54,8 +54,8 @@ class Backward {
     borders_ = arena_.take<int64_t>(layer.steps + 1);
     for (int d = 0; d < layer.directions; ++d) {
       Direction& to = directions_[d];
-      to.w_hh = take_columns(kGates * hidden, layer.state_size, layer.steps >= kStepsWorthPacking);
-      if (needs_input) to.w_ih = take_columns(kGates * hidden, layer.input_size, layer.rows >= kRowsWorthPacking);
+      to.w_hh = take_columns(kGates * hidden, layer.state_size,
+                             layer.steps >= kStepsWorthPacking || layer.rows >= kRecurrentRowsWorthPacking);
       to.dg = arena_.take_rows<C>(capacity_, 4 * hidden);
       to.dh = arena_.take_rows<C>(layer.batch, layer.state_size);
       to.h_prev = arena_.take_rows<C>(capacity_, layer.state_size);
@@ -79,8 +79,10 @@ class Backward {
         }
       }
     }
-    // A strip of dx in the compute type, per thread, before it is rounded to a half type.
-    if (needs_input && kWidens) strips_ = arena_.take<C>(larger(threads, 1) * capacity_ * kStripColumns);
+    if (needs_input) {
+      input_panels_ = arena_.take<C>(larger(threads, 1) * ColumnWeights<S>::panel_size(kGates * hidden));
+      if (kWidens) strips_ = arena_.take<C>(larger(threads, 1) * capacity_ * kStripColumns);
+    }
     if (needs_weights) transposed_scratch_ = arena_.take<C>(larger(threads, 1) * kTransposedScratch<C>);
   }
 
@@ -122,7 +124,7 @@ class Backward {
   };
 
   struct Direction {
-    Columns w_ih, w_hh, w_hr;
+    Columns w_hh, w_hr;
     Matrix<C> dg;         // (capacity, 4 * H): r, z, n, q or i, f, g, o
     Matrix<C> h_prev;     // (capacity, P): the state before each row's step
     Matrix<C> x;          // (capacity, I), when it cannot be read in place
@@ -201,14 +203,11 @@ class Backward {
 
   void prepare(const Parallel& parallel) {
     const int64_t parts = larger(parallel.threads, 1);
-    const bool packs = !directions_[0].w_hh.in_place || (needs_input_ && !directions_[0].w_ih.in_place);
-    run_tasks(parallel, parts, packs && worth_sharing(layer_.input_size + layer_.state_size), [&](int64_t part) {
+    run_tasks(parallel, parts, !directions_[0].w_hh.in_place && worth_sharing(layer_.state_size), [&](int64_t part) {
       for (int d = 0; d < layer_.directions; ++d) {
         const Direction& to = directions_[d];
         const Weights& weights = arguments_->weights[d];
-        const int64_t gate_rows = kGates * layer_.hidden_size;
-        pack_columns(to.w_hh, weights.w_hh, gate_rows, layer_.state_size, part, parts);
-        if (needs_input_) pack_columns(to.w_ih, weights.w_ih, gate_rows, layer_.input_size, part, parts);
+        pack_columns(to.w_hh, weights.w_hh, kGates * layer_.hidden_size, layer_.state_size, part, parts);
         if (layer_.has_projection)
           pack_columns(to.w_hr, weights.w_hr, layer_.state_size, layer_.hidden_size, part, parts);
         const Range rows = share(layer_.batch, part, parts);
@@ -329,7 +328,8 @@ class Backward {
   int64_t capacity_;  // rows of a chunk
   int64_t* borders_;  // (chunks + 1) first steps of chunks
   int64_t chunks_ = 0;
-  C* strips_ = nullptr;
+  C* input_panels_ = nullptr;  // a column panel of W_ih for each thread
+  C* strips_ = nullptr;        // of dx, half types only: in the compute type before it is rounded, for each thread
   C* transposed_scratch_ = nullptr;
   Direction directions_[kMostDirections]{};
   const BackwardArguments* arguments_ = nullptr;

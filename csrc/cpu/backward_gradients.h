@@ -26,23 +26,37 @@ void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t p
     panels = share(count, part, parts);
   else
     rows = share(own.rows, part, parts);
-  const Direction& direction = directions_[d];
-  const Matrix<const C> dg = constant(direction.dg, rows.first);
-  S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * layer_.input_size;
-  const void* w_ih = arguments_->weights[d].w_ih;
+  const int64_t gate_rows = kGates * layer_.hidden_size, width = layer_.input_size;
+  const Matrix<const C> dg = constant(directions_[d].dg, rows.first);
+  S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * width;
+  const S* w_ih = static_cast<const S*>(arguments_->weights[d].w_ih);
+  // Panels are packed where and when they are used: each meets hundreds of rows, and all of them at once would be as large as W_ih.
+  C* const packed = input_panels_ + part * ColumnWeights<S>::panel_size(gate_rows);
+  const auto pack = [&](int64_t panel) { pack_column_panel<S>(packed, w_ih, gate_rows, width, panel); };
   if constexpr (!kWidens) {
-    multiply_gradient(direction.w_ih, w_ih, layer_.input_size, Cell::kInputSegments, panels, dg, rows.size(),
-                      Matrix<C>{result, layer_.input_size}, second);
-  } else {
-    C* strip = strips_ + part * capacity_ * kStripColumns;
-    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    if (rows.size() < kRowsWorthPacking) {
+      if (panels.last == count && ColumnWeights<S>::needs_padding(width)) pack(count - 1);
+      multiply_gradient({packed, true}, w_ih, width, Cell::kInputSegments, panels, dg, rows.size(),
+                        Matrix<C>{result, width}, second);
+      return;
+    }
+  }
+  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    pack(panel);
+    const Columns columns{packed - panel * ColumnWeights<S>::panel_size(gate_rows), false};
+    const auto multiply = [&](const Matrix<C>& to, bool accumulate) {
+      multiply_gradient(columns, w_ih, width, Cell::kInputSegments, {panel, panel + 1}, dg, rows.size(), to, accumulate);
+    };
+    if constexpr (!kWidens) {
+      multiply({result, width}, second);
+    } else {
+      C* strip = strips_ + part * capacity_ * kStripColumns;
       const int64_t column = panel * kStripColumns;
-      const int64_t width = smaller(layer_.input_size - column, kStripColumns);
       // The product addresses columns of the whole result, so the strip is passed shifted to its place.
-      multiply_gradient(direction.w_ih, w_ih, layer_.input_size, Cell::kInputSegments, {panel, panel + 1}, dg,
-                        rows.size(), Matrix<C>{strip - column, kStripColumns}, false);
+      multiply({strip - column, kStripColumns}, false);
       for (int64_t row = 0; row < rows.size(); ++row)
-        add_rounded(result + row * layer_.input_size + column, strip + row * kStripColumns, width, second);
+        add_rounded(result + row * width + column, strip + row * kStripColumns, smaller(width - column, kStripColumns),
+                    second);
     }
   }
 }

@@ -38,9 +38,10 @@ class Forward {
   static constexpr int64_t kWidth = kGates * kLanes<C>;
   static constexpr int64_t kBlockRows = 24;      // rows whose recurrent parts wait in the first-level cache
   static constexpr int64_t kChunkBytes = 196608;  // of projected inputs, to stay in the second-level cache
-  // Fewer rows do not repay the packing: their products read the weights as they lie.
-  static constexpr int64_t kRowsWorthPacking = 16;
-  static constexpr int64_t kStepsWorthPacking = 4;
+  static constexpr int64_t kChunkRows = 128;      // at least: fewer do not repay the pass over large weights
+  // Fewer rows, and for W_hh steps too, do not repay the packing: their products read the weights as they lie.
+  static constexpr int64_t kRowsWorthPacking = 20;
+  static constexpr int64_t kStepsWorthPacking = 8;
 
  public:
   // A null workspace only measures how much is needed.
@@ -48,14 +49,15 @@ class Forward {
       : layer_(layer), arena_(workspace), steps_(layer, arena_), division_(divide(layer, kGates, threads)),
         panels_(GateWeights<S>::panel_count(layer.hidden_size)), save_(save) {
     const int64_t slice_rows = layer.batch_sizes == nullptr ? divide_up(layer.batch, division_.slices) : layer.batch;
+    const int64_t most_rows = layer.batch_sizes == nullptr ? slice_rows * layer.steps : layer.rows;
     const int64_t fitting = kChunkBytes / larger(panels_ * kWidth * int64_t(sizeof(C)), 1);
-    capacity_ = larger(slice_rows, smaller(fitting, layer.rows));
+    capacity_ = larger(slice_rows, smaller(larger(fitting, kChunkRows), most_rows));
     for (int d = 0; d < layer.directions; ++d) {
       Direction& to = directions_[d];
       to.bias = arena_.take<C>(panels_ * 4 * kLanes<C>);
       if (layer.rows >= kRowsWorthPacking)
         to.w_ih = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
-      if (layer.steps >= kStepsWorthPacking)
+      if (layer.steps >= kStepsWorthPacking || layer.rows >= kRowsWorthPacking)
         to.w_hh = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
       for (Matrix<A>& h : to.h) h = arena_.take_rows<A>(layer.batch, layer.state_size);
       if (Cell::kHasCellState) to.c = arena_.take_rows<C>(layer.batch, layer.hidden_size);

@@ -32,6 +32,7 @@ struct Tile {
   int64_t a_stride;
   const E* b;  // (k, j) at b[k * b_stride + j], whole vectors
   int64_t b_stride;
+  int64_t b_next;  // of kMostVectors, those beyond kPanelVectors are so much further on than the others
   T* c;  // (m, j) at c[m * c_stride + j]
   int64_t c_stride;
   int64_t depth;
@@ -39,11 +40,16 @@ struct Tile {
   bool accumulate;
 };
 
+constexpr int kMostVectors = 4;
+
 // Accumulators, a row of b and a broadcast of a share the register file.
 constexpr int max_tile_rows(int vectors) {
   if (kRegisters == 32) return vectors == 4 ? 6 : 8;
   return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 8;
 }
+
+// So few rows take two strips or panels at once: more products for each element of theirs.
+constexpr int kFewRows = kPanelVectors < kMostVectors ? max_tile_rows(kMostVectors) : 0;
 
 // Rows of a packed block: what a tile of whole panels takes.
 constexpr int kPackedRows = max_tile_rows(kPanelVectors);
@@ -70,6 +76,9 @@ void run_tile(const Tile<E>& tile) {
   using Raw = typename Vec<T>::Raw;
   constexpr int64_t lanes = kLanes<T>;
   constexpr int kUnroll = kRows * kVectors >= kChains ? 1 : kChains / (kRows * kVectors);
+  // Two steps a turn where one is mostly broadcasts: counting is a tenth of its instructions. With more vectors the compiler
+  // would move sums from register to register.
+  constexpr int kSteps = kUnroll == 1 && kVectors <= 2 ? 2 : kUnroll;
 
   Raw sum[kUnroll][kRows][kVectors];
   RNN_UNROLL
@@ -88,7 +97,11 @@ void run_tile(const Tile<E>& tile) {
   const auto add_products = [&](int64_t k, const E* b_row, Raw(&into)[kRows][kVectors]) __attribute__((always_inline)) {
     Raw b_vector[kVectors];
     RNN_UNROLL
-    for (int v = 0; v < kVectors; ++v) b_vector[v] = Vec<T>::load(reinterpret_cast<const T*>(b_row + v * lanes)).v;
+    for (int v = 0; v < kVectors; ++v) {
+      const bool next = kVectors == kMostVectors && v >= kPanelVectors;
+      const E* b_lanes = next ? b_row + tile.b_next + (v - kPanelVectors) * lanes : b_row + v * lanes;
+      b_vector[v] = Vec<T>::load(reinterpret_cast<const T*>(b_lanes)).v;
+    }
     RNN_UNROLL
     for (int m = 0; m < kRows; ++m) {
       const E a_element = a[m][k * a_step];
@@ -98,9 +111,9 @@ void run_tile(const Tile<E>& tile) {
   };
 
   int64_t k = 0;
-  for (; k + kUnroll <= tile.depth; k += kUnroll, b += kUnroll * tile.b_stride) {
+  for (; k + kSteps <= tile.depth; k += kSteps, b += kSteps * tile.b_stride) {
     RNN_UNROLL
-    for (int u = 0; u < kUnroll; ++u) add_products(k + u, b + u * tile.b_stride, sum[u]);
+    for (int u = 0; u < kSteps; ++u) add_products(k + u, b + u * tile.b_stride, sum[u % kUnroll]);
   }
   for (; k < tile.depth; ++k, b += tile.b_stride) add_products(k, b, sum[0]);
 
@@ -128,8 +141,10 @@ void dispatch_rows(int rows, const Tile<E>& tile, std::integer_sequence<int, kRo
 
 template <class E, Order kOrder, int kVectors>
 void run_rows(int rows, const Tile<E>& tile) {
-  constexpr int most = kOrder == Order::kRows ? max_tile_rows(kVectors) : kPackedRows;
-  dispatch_rows<E, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, most>{});
+  if constexpr (kOrder == Order::kRows)
+    dispatch_rows<E, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, max_tile_rows(kVectors)>{});
+  else if constexpr (kVectors <= kPanelVectors)
+    dispatch_rows<E, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, kPackedRows>{});
 }
 
 // Calls body(first, n) for rows [first, first + n), in blocks as even as can be: a lone last row would waste a tile.
@@ -302,12 +317,14 @@ void pack_gate_panel(Operand<S>* to, const S* weights, int gates, int64_t units,
   constexpr int64_t lanes = kLanes<Compute<S>>;
   const int64_t first_unit = panel * lanes;
   const int64_t count = units - first_unit < lanes ? units - first_unit : lanes;
+  const int of_strip = gates_of_strip(gates);
   for (int gate = 0; gate < gates; ++gate) {
     const S* rows = weights + (gate * units + first_unit) * depth;
+    Operand<S>* strip = to + gate / of_strip * GateWeights<S>::panel_size(of_strip, depth);
     if constexpr (GateWeights<S>::kTogether == 2)
-      pack_rows_of_pairs(to + gate * lanes * 2, gates * lanes, rows, count, depth);
+      pack_rows_of_pairs(strip + gate % of_strip * lanes * 2, of_strip * lanes, rows, count, depth);
     else
-      pack_rows(to + gate * lanes, gates * lanes, rows, count, depth);
+      pack_rows(strip + gate % of_strip * lanes, of_strip * lanes, rows, count, depth);
   }
 }
 
@@ -318,11 +335,17 @@ void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Mat
   using E = std::conditional_t<together == 2, Pair, Compute<S>>;
   if (rows == 0) return;
   if (weights.panels == nullptr) return multiply_gates_unpacked(weights, gates, panel, a, rows, c);
-  const int64_t width = gates * kLanes<Compute<S>>;
+  const int of_strip = gates_of_strip(gates), at_once = rows <= kFewRows ? gates : of_strip;
+  const int64_t strip_size = GateWeights<S>::panel_size(of_strip, weights.depth);
   const Operand<S>* b = weights.panels + panel * GateWeights<S>::panel_size(gates, weights.depth);
-  run_strip<E, Order::kRows>({reinterpret_cast<const E*>(a.data), a.stride / together, reinterpret_cast<const E*>(b),
-                              width, c, width, divide_up(weights.depth, together), width, false},
-                             gates, rows);
+  for (int gate = 0; gate < gates; gate += at_once) {
+    const int64_t lanes = kLanes<Compute<S>>;
+    run_strip<E, Order::kRows>({reinterpret_cast<const E*>(a.data), a.stride / together, reinterpret_cast<const E*>(b),
+                                of_strip * lanes, strip_size / together, c + gate * lanes, gates * lanes,
+                                divide_up(weights.depth, together), at_once * lanes, false},
+                               at_once, rows);
+    b += strip_size;
+  }
 }
 
 template <class S>
@@ -354,27 +377,38 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
   constexpr int64_t kBlock = 256;
   if (rows == 0) return;
   const int64_t count = ColumnWeights<S>::panel_count(weights.columns);
-  for (int64_t panel = first; panel < last; ++panel) {
-    const int64_t columns = panel + 1 == count ? weights.columns - panel * width : width;
-    const int vectors = int(divide_up(columns, kLanes<T>));
+  // Panels of rows that lie as they are: not the last if it is padded, which is packed for that.
+  const int64_t as_they_are =
+      !weights.in_place ? 0 : count - (ColumnWeights<S>::needs_padding(weights.columns) ? 1 : 0);
+  constexpr int64_t kMostPanels = kMostVectors / kPanelVectors;
+  for (int64_t panel = first, next; panel < last; panel = next) {
+    next = panel + 1;
     const T* b = weights.panels;
-    int64_t b_stride = width;
+    int64_t b_stride = width, b_next = ColumnWeights<S>::panel_size(weights.depth);
     if (!weights.in_place) {
-      b += panel * ColumnWeights<S>::panel_size(weights.depth);
+      b += panel * b_next;
+      const bool whole = (panel + kMostPanels) * width - kLanes<T> < weights.columns;  // all kMostVectors of them
+      if (rows <= kFewRows && panel + kMostPanels <= last && whole) next = panel + kMostPanels;
     } else if constexpr (sizeof(S) == sizeof(T)) {
-      if (panel + 1 < count || !ColumnWeights<S>::needs_padding(weights.columns)) {
+      if (panel < as_they_are) {
         b = weights.rows + panel * width;
         b_stride = weights.columns;
+        b_next = width;
+        // Such rows are far apart, on pages of their own: as much of each at a time as a tile can take.
+        const int64_t end = last < as_they_are ? last : as_they_are;
+        next = panel + kMostPanels < end ? panel + kMostPanels : end;
       }
     }
+    const int64_t columns = (next < count ? next * width : weights.columns) - panel * width;
+    const int vectors = int(divide_up(columns, kLanes<T>));
     bool add = accumulate;
     for (int s = 0; s < segment_count; ++s) {
       // An empty sum still writes its zeros.
       for (int64_t k = 0; k == 0 || k < segments[s].length; k += kBlock) {
         const int64_t depth = segments[s].length - k < kBlock ? segments[s].length - k : kBlock;
         run_strip<T, Order::kRows>({a.data + segments[s].a_first + k, a.stride,
-                                    b + (segments[s].w_first + k) * b_stride, b_stride, c.data + panel * width,
-                                    c.stride, depth, columns, add},
+                                    b + (segments[s].w_first + k) * b_stride, b_stride, b_next,
+                                    c.data + panel * width, c.stride, depth, columns, add},
                                    vectors, rows);
         add = true;
       }
@@ -416,7 +450,7 @@ void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int
         for (int64_t r = 0; r < depth; ++r)
           for (int v = 0; v < vectors; ++v)
             load(x.row(k + r) + j + v * kLanes<T>).store(strip + (r * vectors + v) * kLanes<T>);
-        run_strip<T, Order::kPacked>({packed, 0, strip, vectors * kLanes<T>, c.row(i) + j, c.stride, depth, n,
+        run_strip<T, Order::kPacked>({packed, 0, strip, vectors * kLanes<T>, 0, c.row(i) + j, c.stride, depth, n,
                                       accumulate || k > 0},
                                      vectors, count);
       }

@@ -9,10 +9,12 @@
 
 namespace rnnkernels::cpu::RNNKERNELS_ISA {
 
-inline constexpr int kPanelVectors = 4;
-
 template <class T>
 inline constexpr int64_t kLanes = Vec<T>::size;
+
+// Vectors of columns that one tile takes: with 16 registers two, so that it has six rows and reads half as much of the right
+// operand as one of three rows and four vectors would.
+inline constexpr int kPanelVectors = kRegisters == 32 ? 4 : 2;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -35,9 +37,13 @@ struct Matrix {
 };
 
 // ---- x W^T: gate panels -------------------------------------------------------------------
-// The rows of W (gates * units, depth), one vector of units of every gate at a time, so that one
-// register tile yields all gates of the same units: panel u is [depth][gates][kLanes]. Operands narrower than
-// the compute type go two by two, as the dot products take them: [depth / 2][gates][kLanes][2], padded with zeros.
+// The rows of W (gates * units, depth), one vector of units of every gate at a time, so that a panel yields all gates of
+// the same units. It consists of strips, the gates that one register tile takes: each is [depth][gates of the strip][kLanes].
+// Operands narrower than the compute type go two by two, as the dot products take them: [depth / 2][gates][kLanes][2], padded
+// with zeros.
+
+// Four gates make two strips where a panel's columns do; three go together, on four rows.
+constexpr int gates_of_strip(int gates) { return gates % kPanelVectors == 0 ? kPanelVectors : gates; }
 
 template <class S>
 struct GateWeights {
