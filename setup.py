@@ -168,6 +168,7 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
     definitions = [f"-DRNNKERNELS_{name}={json.dumps(value)}" for name, value in facts.items()]
     python = [
         ("bindings/python.cpp", [*definitions, *headers], scratch / "python.o"),
+        ("bindings/direct.cpp", headers, scratch / "direct.o"),
         ("bindings/stream.cpp", headers, scratch / "stream_session.o"),
         ("bindings/wall.cpp", headers, scratch / "wall_functions.o"),
         ("cpu/stream.cpp", widths, scratch / "stream.o"),

@@ -6,9 +6,10 @@ draw, ``state_dict``, inputs and errors are torch.nn's.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import direct, functional
 from .backends import Request
 from .modules import current_weights
 
@@ -60,6 +61,10 @@ class LSTMCell(_Cell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """One step; shapes are in the class's description."""
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            result = direct.cell(True, self, input, hx)
+            if result is not NotImplemented:
+                return result
         self._check_dim("input", input)
         if hx is None:
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
@@ -101,6 +106,10 @@ class GRUCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; shapes are in the class's description."""
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            result = direct.cell(False, self, input, hx)
+            if result is not NotImplemented:
+                return result
         self._check_dim("input", input)
         if hx is None:
             hx = input.new_zeros((*input.shape[:-1], self.hidden_size))

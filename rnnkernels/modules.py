@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import direct, functional
 from .backends import Request
 from .streaming import Stream
 
@@ -42,6 +42,10 @@ class _LayerStack(nn.RNNBase):
 
     def forward(self, input: Tensor | PackedSequence, hx=None):
         """Compute the whole stack; shapes are in the class's description."""
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            result = direct.layers(self, input, hx)
+            if result is not NotImplemented:
+                return result
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             if hx is not None:

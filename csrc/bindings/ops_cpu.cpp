@@ -6,10 +6,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
@@ -20,6 +16,7 @@
 #include <vector>
 
 #include "../cpu/kernels.h"
+#include "workspace.h"
 
 namespace {
 
@@ -32,6 +29,7 @@ using rnnkernels::cpu::Parallel;
 using rnnkernels::cpu::RowsView;
 using rnnkernels::cpu::WeightGradients;
 using rnnkernels::cpu::Weights;
+using rnnkernels::Workspace;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -280,36 +278,6 @@ void run_on_torch_pool(void*, int64_t count, void (*task)(void*, int64_t), void*
 
 Parallel torch_pool() { return {int(torch::stable::get_num_threads()), run_on_torch_pool, nullptr}; }
 
-// Memory for the kernels; that of a small layer is on the stack. A large one asks for huge pages: it comes from the system and goes
-// back to it at every call, which otherwise hands it over in pieces of 4 KiB, and packed weights of some MiB are more of these
-// than the processor can translate without looking them up.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) {
-    if (bytes <= int64_t(sizeof small_)) return;
-    const bool huge = bytes >= 2 * kHugePage;
-    const uintptr_t alignment = huge ? kHugePage : rnnkernels::cpu::kWorkspaceAlignment;
-    large_ = empty({bytes + int64_t(alignment)}, aoti_torch_dtype_uint8());
-    const auto address = reinterpret_cast<uintptr_t>(large_->mutable_data_ptr());
-    data_ = reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
-#if defined(__linux__)
-    // Advice: where it is not taken, nothing else changes.
-    if (huge) madvise(data_, size_t(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
-#endif
-  }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-
-  void* data() const { return data_; }
-
- private:
-  static constexpr int64_t kHugePage = int64_t(1) << 21;
-
-  alignas(rnnkernels::cpu::kWorkspaceAlignment) char small_[65536];
-  std::optional<Tensor> large_;
-  void* data_ = small_;
-};
-
 struct ForwardOutputs {
   Tensor output, h_n, gates;
   std::optional<Tensor> c_n, cells;
@@ -466,6 +434,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> gru_backward(
 }
 
 }  // namespace
+
+// For direct.cpp, which is in another library.
+extern "C" __attribute__((visibility("default"))) const rnnkernels::cpu::Kernels* rnnkernels_cpu_kernels() {
+  return &rnnkernels::cpu::kernels();
+}
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("lstm_forward", TORCH_BOX(&lstm_forward));
