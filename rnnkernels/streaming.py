@@ -291,6 +291,8 @@ def _refusal(what: str, batch: int, width: int, dtype: torch.dtype, contiguous: 
             raise RuntimeError(f"{what} must be contiguous")
         if tensor.stride(-1) != 1:
             raise RuntimeError(f"the features of {what} must lie side by side: stride(-1) is {tensor.stride(-1)}")
+        if tensor.is_neg():
+            raise RuntimeError(f"{what} is a view whose memory holds the negated values: resolve_neg() it first")
 
     return refuse
 

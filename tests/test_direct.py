@@ -227,6 +227,9 @@ X = torch.ones(4, 3, 5)
         (X.int(), None),
         (X.to("meta"), None),
         (X.to_sparse(), None),
+        (torch._neg_view(X), None),  # its memory holds something else
+        (torch._efficientzerotensor(X.shape), None),  # without memory
+        (X, (torch.ones(1, 3, 7), torch._neg_view(torch.ones(1, 3, 7)))),
         (X[..., :4], None),
         (torch.ones(4, 3, 10)[..., ::2], None),
         (X[:0], None),
@@ -273,6 +276,13 @@ def test_modules_it_does_not_take(change):
     module = rnnkernels.LSTM(5, 7)
     change(module)
     assert short(module, X) is NotImplemented
+
+
+def test_values_that_memory_does_not_hold():
+    module = rnnkernels.LSTM(5, 7)
+    with torch.no_grad():
+        assert_same_bits(module(torch._neg_view(X)), module(-X))
+        assert_same_bits(module(torch._efficientzerotensor(X.shape)), module(0 * X))
 
 
 @pytest.mark.parametrize("batch", [0, 1])

@@ -21,6 +21,12 @@ struct TensorView {
   int dims;
   int64_t sizes[kMostDims], strides[kMostDims];
 
+  int64_t elements() const {
+    int64_t count = 1;
+    for (int i = 0; i < dims; ++i) count *= sizes[i];
+    return count;
+  }
+
   bool contiguous() const {
     int64_t expected = 1;
     for (int i = dims; i-- > 0; expected *= sizes[i])
@@ -57,6 +63,7 @@ class TensorReader {
     const py::module_ torch = py::module_::import("torch");
     tensor_ = torch.attr("Tensor");
     parameter_ = torch.attr("nn").attr("Parameter");
+    is_negated_ = tensor_.attr("is_neg");
     const char* names[] = {"float32", "float64", "bfloat16", "float16"};  // in the order of Dtype
     for (int i = 0; i < 4; ++i) dtypes_[i] = torch.attr(names[i]);
     if (!use_exchange || !py::hasattr(tensor_, "__dlpack_c_exchange_api__")) return;
@@ -66,11 +73,15 @@ class TensorReader {
     if (api->major == 1) exchange_ = api->dltensor_from_py_object;
   }
 
-  // False unless this is a dense tensor on the CPU of at most kMostDims dimensions and a type of types.h. No Python
-  // error is left behind.
+  // False unless this is a dense tensor on the CPU of at most kMostDims dimensions and a type of types.h, whose values are what
+  // its memory holds: not a lazily negated view or torch's tensor of zeros without memory. No Python error is left behind.
   bool read(py::handle object, TensorView* view) const {
     if (!is_plain(object)) return false;
-    return exchange_ != nullptr ? exchanged(object, view) : from_attributes(object, view);
+    if (!(exchange_ != nullptr ? exchanged(object, view) : from_attributes(object, view))) return false;
+    if (view->data == nullptr && view->elements() > 0) return false;
+    const py::object negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_negated_.ptr(), object.ptr()));
+    if (!negated) PyErr_Clear();
+    return negated.ptr() == Py_False;
   }
 
   bool is_plain(py::handle object) const {
@@ -148,7 +159,7 @@ class TensorReader {
     }
   }
 
-  py::object tensor_, parameter_, dtypes_[4];
+  py::object tensor_, parameter_, is_negated_, dtypes_[4];
   int (*exchange_)(void*, ExchangedTensor*) = nullptr;
 };
 
