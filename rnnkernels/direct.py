@@ -7,7 +7,8 @@ the same bits, when there is nothing else to do:
 * a dense input and parameters that are plain tensors on the CPU, the C++ kernels not passed over by ``use_backend``;
 * gradients off (``torch.no_grad``, ``torch.inference_mode``), no dropout, no autocast, no torch.func transform, no forward-mode
   derivative;
-* nobody who would see the operators: no tracer, profiler, ``TorchDispatchMode`` or ``TorchFunctionMode``.
+* nobody who would see the operators: no tracer, profiler, ``TorchDispatchMode`` or ``TorchFunctionMode``. (An
+  ``ExecutionTraceObserver`` without a profiler is not noticed, since torch does not tell: it sees the tensors that are made.)
 
 Everything else, and everything that is wrong, gives NotImplemented, and the caller goes the long way.
 """

@@ -256,6 +256,8 @@ def _weights(module: nn.RNNBase) -> list[Tensor]:
             raise RuntimeError(f"a stream computes on the CPU, and {name} is on {weight.device}")
         if weight.dtype not in FLOAT_DTYPES or weight.dtype != weights[0].dtype:
             raise ValueError(f"a stream needs weights of one floating dtype, and {name} is {weight.dtype}")
+        if weight.is_neg():
+            raise RuntimeError(f"{name} is a view whose memory holds the negated values: resolve_neg() it first")
     return weights
 
 
@@ -293,6 +295,8 @@ def _refusal(what: str, batch: int, width: int, dtype: torch.dtype, contiguous: 
             raise RuntimeError(f"the features of {what} must lie side by side: stride(-1) is {tensor.stride(-1)}")
         if tensor.is_neg():
             raise RuntimeError(f"{what} is a view whose memory holds the negated values: resolve_neg() it first")
+        if tensor._is_zerotensor():
+            raise RuntimeError(f"{what} is one of torch's tensors of zeros that have no memory: clone() it first")
 
     return refuse
 

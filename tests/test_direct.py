@@ -1,6 +1,8 @@
 """The short way of a call (:mod:`rnnkernels.direct`): the bits of the long way, and never where somebody would notice."""
 
 import itertools
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -98,9 +100,9 @@ def test_it_is_taken_and_agrees_with_torch_nn(name, monkeypatch):
         ours(x)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_large_layers_use_the_pool_and_release_the_interpreter(threads):
-    torch.set_num_threads(threads)
+@pytest.mark.parametrize("count", [1, 2])
+def test_large_layers_use_the_pool_and_release_the_interpreter(count, threads):
+    threads(count)
     module = rnnkernels.LSTM(80, 96, num_layers=2)
     x = torch.randn(20, 9, 80)
     assert_same_bits(short(module, x), long(module, x))
@@ -135,6 +137,41 @@ def test_weights_and_options_are_those_of_the_call():
     module.batch_first = True
     assert_same_bits(short(module, x), long(module, x))
     assert short(module.train(), x) is NotImplemented  # dropout
+
+
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell"])
+def test_a_cell_has_the_biases_it_holds(name):
+    torchs, ours = pair(name, 5, 7, bias=False)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    for module in (torchs, ours):
+        for bias in ("bias_ih", "bias_hh"):
+            setattr(module, bias, torch.nn.Parameter(torch.arange(1.0, 1 + module.weight_ih.size(0), dtype=torch.float64)))
+    assert_same_bits(short(ours, x), long(ours, x))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), torchs(x))
+    ours.bias_hh = None
+    assert short(ours, x) is NotImplemented  # zeros in its place are the long way's
+
+
+def test_a_long_sequence_of_a_tiny_layer_lets_other_threads_run():
+    module, x = rnnkernels.LSTM(1, 1), torch.randn(100000, 1, 1)
+    with ThreadPoolExecutor(1) as pool:
+        began, ended = threading.Event(), threading.Event()
+
+        def compute():
+            began.set()
+            result = short(module, x)
+            ended.set()
+            return result
+
+        future = pool.submit(compute)
+        began.wait()
+        turns = 0
+        while not ended.is_set():
+            turns += 1
+            time.sleep(0)
+        future.result()
+    assert turns > 10  # with the interpreter held throughout, one or two
 
 
 def test_results_are_tensors_of_their_own():
@@ -186,6 +223,12 @@ def test_it_is_closed_while_something_else_goes_on(name, context):
         else:
             assert direct.layers(module, x, None) is NotImplemented
         module(x)
+
+
+def test_a_profiler_of_all_threads_is_noticed_in_each(native_library):
+    module = rnnkernels.LSTM(5, 7)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(short, module, torch.randn(4, 3, 5)).result() is NotImplemented
 
 
 def test_a_backend_asked_for_by_name_is_the_same_way():
@@ -271,7 +314,13 @@ def _parametrized(module):
     parametrize.register_parametrization(module, "weight_hh_l0", torch.nn.Identity())
 
 
-@pytest.mark.parametrize("change", [_without_a_bias, _of_another_dtype, _of_another_shape, _strided, _parametrized])
+def _of_absurdly_many_layers(module):
+    module.num_layers = 10**18
+
+
+@pytest.mark.parametrize(
+    "change", [_without_a_bias, _of_another_dtype, _of_another_shape, _strided, _parametrized, _of_absurdly_many_layers]
+)
 def test_modules_it_does_not_take(change):
     module = rnnkernels.LSTM(5, 7)
     change(module)

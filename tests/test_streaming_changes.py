@@ -198,6 +198,7 @@ BAD_INPUTS = {
     "many dimensions": (lambda: torch.zeros(1, 1, 3, 5), RuntimeError, "x must have shape"),
     "scattered features": (lambda: torch.zeros(5, 3).t(), RuntimeError, r"features of x must lie side by side: stride\(-1\)"),
     "negated": (lambda: torch._neg_view(torch.zeros(3, 5)), RuntimeError, "memory holds the negated values"),
+    "without memory": (lambda: torch._efficientzerotensor((3, 5)), RuntimeError, "have no memory"),
     "wants a gradient": (lambda: torch.zeros(3, 5, requires_grad=True), RuntimeError, "requires a gradient"),
 }
 

@@ -17,6 +17,7 @@ CASES = [
     Case("gru", input_size=33, hidden_size=65, lengths=(9, 9, 8, 5, 5, 2, 1), num_layers=2),
     Case("lstm", hidden_size=40, proj_size=20, steps=7, batch=3, dtype=torch.bfloat16),
     Case("gru", hidden_size=300, input_size=50, steps=5, batch=40),
+    Case("lstm", hidden_size=260, steps=3, batch=16),  # threads share the units of a step
 ]
 
 

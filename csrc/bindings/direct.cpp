@@ -55,11 +55,9 @@ class DirectCall {
   // library: the loaded library of the operators, whose kernels these are. selection.name: the backend asked for.
   DirectCall(const std::string& library, py::object selection)
       : reader_(true), selection_(std::move(selection)) {
-    using Find = const cpu::Kernels* (*)();
     void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_NOLOAD);
-    const auto find = handle == nullptr ? nullptr : reinterpret_cast<Find>(dlsym(handle, "rnnkernels_cpu_kernels"));
-    if (find == nullptr) throw std::runtime_error(library + " is not loaded or has no kernels to call directly");
-    kernels_ = find();
+    if (handle != nullptr) find_kernels_ = reinterpret_cast<FindKernels>(dlsym(handle, "rnnkernels_cpu_kernels"));
+    if (find_kernels_ == nullptr) throw std::runtime_error(library + " is not loaded or has no kernels to call directly");
 
     const py::module_ torch = py::module_::import("torch");
     const py::object internals = torch.attr("_C");
@@ -75,6 +73,7 @@ class DirectCall {
         {torch.attr("is_autocast_enabled"), py::make_tuple("cpu"), no},
     };
     forward_ad_ = py::module_::import("torch.autograd.forward_ad").attr("__dict__");
+    profiler_ = py::module_::import("torch.autograd.profiler").attr("__dict__");
     for (const char* name : {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}) {
       if (cell_names_.size() < 2) cell_names_without_biases_.append(Keys::interned(name));
       cell_names_.append(Keys::interned(name));
@@ -147,8 +146,8 @@ class DirectCall {
   }
 
  private:
-  // About 20 us of multiply-adds: letting others run costs less than a tenth of that.
-  static constexpr int64_t kWorthReleasing = 1 << 20;
+  // About 20 us of multiply-adds: letting others run costs less than a tenth of that. A step takes time even without any.
+  static constexpr int64_t kWorthReleasing = 1 << 20, kOfAnyRow = 2000;
 
   // Before the first step and after the last; h and, for an LSTM, c.
   struct States {
@@ -217,8 +216,15 @@ class DirectCall {
     return dropout && PyFloat_CheckExact(dropout.ptr()) && PyFloat_AS_DOUBLE(dropout.ptr()) == 0;
   }
 
+  // A cell has the biases that it holds, whatever its attribute `bias` says: both or, here, none.
   bool read_cell(const py::dict& attributes, Structure* s) const {
-    return read_flag(attributes, keys_.bias, &s->has_biases) && read_size(attributes, keys_.input_size, &s->input_size) &&
+    const py::handle parameters = item(attributes, keys_.parameters);
+    if (!parameters || !PyDict_CheckExact(parameters.ptr())) return false;
+    const py::dict held = py::reinterpret_borrow<py::dict>(parameters);
+    const py::handle b_ih = item(held, keys_.bias_ih), b_hh = item(held, keys_.bias_hh);
+    if (!b_ih || !b_hh || b_ih.is_none() != b_hh.is_none()) return false;
+    s->has_biases = !b_ih.is_none();
+    return read_size(attributes, keys_.input_size, &s->input_size) &&
            read_size(attributes, keys_.hidden_size, &s->hidden_size) && s->input_size > 0 && s->hidden_size > 0;
   }
 
@@ -248,8 +254,11 @@ class DirectCall {
     const py::handle parameters = item(attributes, keys_.parameters);
     if (!parameters || !PyDict_Check(parameters.ptr())) return false;
     const size_t per_direction = s.weights_per_direction();
-    weights->resize(size_t(s.layers) * size_t(s.directions()) * per_direction);
-    if (size_t(PyList_GET_SIZE(names.ptr())) != weights->size()) return false;
+    const size_t count = size_t(PyList_GET_SIZE(names.ptr()));
+    if (count % (size_t(s.directions()) * per_direction) != 0 ||
+        int64_t(count / (size_t(s.directions()) * per_direction)) != s.layers)
+      return false;
+    weights->resize(count);
     const int64_t rows = s.gates() * s.hidden_size;
     for (size_t i = 0; i < weights->size(); ++i) {
       PyObject* found = PyDict_GetItemWithError(parameters.ptr(), PyList_GET_ITEM(names.ptr(), Py_ssize_t(i)));
@@ -286,10 +295,12 @@ class DirectCall {
   }
 
   bool nothing_else_goes_on() const {
+    if (kernels() == nullptr) return false;
     const py::object backend = selection_.attr(keys_.name);
     if (!backend.is(keys_.automatic) && !backend.equal(keys_.automatic) && !backend.equal(keys_.cpu)) return false;
     const py::handle level = item(forward_ad_, keys_.current_level);
     if (!level || !PyLong_CheckExact(level.ptr()) || PyLong_AsLong(level.ptr()) >= 0) return false;
+    if (item(profiler_, keys_.profiling).ptr() != Py_False) return false;  // in any thread
     for (const Question& question : questions_)
       if (!question.is_ordinary()) return false;
     return true;
@@ -343,14 +354,14 @@ class DirectCall {
     for (int d = 0; d < s.directions(); ++d)
       arguments.weights[d] = of_direction(&weights[size_t(index * s.directions() + d) * s.weights_per_direction()], s);
 
-    const cpu::CellKernels& cell = s.lstm ? *kernels_->lstm : *kernels_->gru;
+    const cpu::CellKernels& cell = s.lstm ? *kernels()->lstm : *kernels()->gru;
     const auto compute = [&] {
       const cpu::Parallel pool = torch_pool();
       const Workspace workspace(cell.forward_workspace(layer, false, pool.threads));
       cell.forward(layer, arguments, workspace.data(), pool);
     };
-    const int64_t per_row = s.gates() * s.hidden_size * (layer.input_size + layer.state_size) * s.directions();
-    if (layer.rows * per_row < kWorthReleasing) return compute();
+    const int64_t per_row = s.gates() * s.hidden_size * (layer.input_size + layer.state_size) + kOfAnyRow;
+    if (layer.rows * per_row * s.directions() < kWorthReleasing) return compute();
     const py::gil_scoped_release released;
     compute();
   }
@@ -362,16 +373,30 @@ class DirectCall {
             hidden_size = interned("hidden_size"), proj_size = interned("proj_size"), num_layers = interned("num_layers"),
             dropout = interned("dropout"), names = interned("_flat_weights_names"), parameters = interned("_parameters"),
             dict = interned("__dict__"), name = interned("name"), automatic = interned("auto"), cpu = interned("cpu"),
-            current_level = interned("_current_level");
+            current_level = interned("_current_level"), profiling = interned("_is_profiler_enabled"),
+            bias_ih = interned("bias_ih"), bias_hh = interned("bias_hh");
 
     static py::str interned(const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); }
   };
 
+  using FindKernels = const cpu::Kernels* (*)();
+
+  // Those of the instruction set that is chosen at the first call. None: the environment asks for one that cannot be served.
+  const cpu::Kernels* kernels() const {
+    try {
+      if (kernels_ == nullptr) kernels_ = find_kernels_();
+    } catch (const std::exception&) {
+      // The long way throws it again, for the user.
+    }
+    return kernels_;
+  }
+
   TensorReader reader_;
   py::object selection_;
-  const cpu::Kernels* kernels_;
+  FindKernels find_kernels_ = nullptr;
+  mutable const cpu::Kernels* kernels_ = nullptr;
   std::vector<Question> questions_;
-  py::dict forward_ad_;
+  py::dict forward_ad_, profiler_;
   py::object empty_;
   py::dict options_[4];
   Keys keys_;

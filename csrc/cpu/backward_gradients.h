@@ -26,6 +26,7 @@ void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t p
     panels = share(count, part, parts);
   else
     rows = share(own.rows, part, parts);
+  if (rows.size() == 0) return;
   const int64_t gate_rows = kGates * layer_.hidden_size, width = layer_.input_size;
   const Matrix<const C> dg = constant(directions_[d].dg, rows.first);
   S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * width;

@@ -73,7 +73,7 @@ void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Mat
 
 // ---- dG W: column panels ------------------------------------------------------------------
 // W (depth, columns) cut into panels of kPanelVectors vectors of columns: panel p is
-// [depth][kPanelVectors * kLanes], narrower for the last.
+// [depth][kPanelVectors * kLanes], padded with zeros at the end of the last.
 
 template <class S>
 struct ColumnWeights {

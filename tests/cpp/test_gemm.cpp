@@ -1,6 +1,7 @@
 // Every product of gemm.h against three nested loops, on sizes around the tile borders. Operands sit in
 // exactly-sized heap blocks, so that AddressSanitizer sees a read beyond them.
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "../../csrc/cpu/gemm.h"
@@ -85,8 +86,11 @@ void column_products(Random& random, bool in_place, bool transposed, int64_t row
   const ColumnWeights<S> weights{w.data(), panel_data.data(), depth, columns, in_place};
   for (const bool accumulate : {false, true}) {
     std::vector<T> c(static_cast<size_t>(rows * columns), T(0.5));
-    multiply_columns(weights, 0, panels, Matrix<const T>{a.data(), stride}, segments, 2, rows,
-                     Matrix<T>{c.data(), columns}, accumulate);
+    // As threads share them: panels may go in pairs within a share, never across.
+    const int64_t cut = random.integer(0, panels);
+    for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, cut}, {cut, panels}})
+      multiply_columns(weights, first, last, Matrix<const T>{a.data(), stride}, segments, 2, rows,
+                       Matrix<T>{c.data(), columns}, accumulate);
     for (int64_t m = 0; m < rows; ++m)
       for (int64_t j = 0; j < columns; ++j) {
         double sum = accumulate ? 0.5 : 0;

@@ -308,6 +308,8 @@ void check_special_shapes() {
     check_shape<double>({lstm, 5, 1, {}, 5, 260, 260, 2, false, false}, 5);
     check_shape<BFloat16>({lstm, 5, 2, {2, 2, 2, 1, 1}, 7, 240, 240, 1, true, false}, 6);
     check_shape<float>({lstm, 3, 90, {}, 9, 12, 12, 2, true, false}, 7);    // more rows than a block, one step a chunk
+    check_shape<float>({lstm, 3, 17, {}, 30, 240, 240, 1, true, false}, 8);  // units shared for the sake of the weights
+    check_shape<float>({lstm, 3, 40, {}, 70, 66, 66, 1, true, false}, 9);    // enough rows to pack W_hh for few steps
   }
 }
 
