@@ -437,9 +437,9 @@ void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int
                          int64_t columns, Matrix<T> c, bool accumulate, T* scratch) {
   constexpr int64_t width = kPanelVectors * kLanes<T>;
   T* const packed = scratch;
-  T* const strip = scratch + kTransposedRows * kTransposedDepth;
-  for (int64_t k = 0; k == 0 || k < rows; k += kTransposedDepth) {
-    const int64_t depth = rows - k < kTransposedDepth ? rows - k : kTransposedDepth;
+  T* const strip = scratch + kTransposedRows * kTransposedDepth<T>;
+  for (int64_t k = 0; k == 0 || k < rows; k += kTransposedDepth<T>) {
+    const int64_t depth = rows - k < kTransposedDepth<T> ? rows - k : kTransposedDepth<T>;
     for (int64_t i = first; i < last; i += kTransposedRows) {
       const int64_t count = last - i < kTransposedRows ? last - i : kTransposedRows;
       pack_blocks(packed, Matrix<const T>{a.row(k) + i, a.stride}, count, depth,

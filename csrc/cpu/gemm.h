@@ -111,9 +111,12 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
 // ---- dG^T X ---------------------------------------------------------------------------------
 // Blocks of both operands are copied first, into the order in which tiles read them: in place, each step of a sum would be on
 // a page of its own.
-inline constexpr int64_t kTransposedDepth = 256, kTransposedRows = 192;
+inline constexpr int64_t kTransposedRows = 192;
+// As many bytes in either type; and float64 needs the exacter sums of shorter blocks.
 template <class T>
-inline constexpr int64_t kTransposedScratch = kTransposedDepth * (kTransposedRows + kPanelVectors * kLanes<T>);
+inline constexpr int64_t kTransposedDepth = 1024 / int64_t(sizeof(T));
+template <class T>
+inline constexpr int64_t kTransposedScratch = kTransposedDepth<T> * (kTransposedRows + kPanelVectors * kLanes<T>);
 
 // c[i][j] (+)= sum_r a[r][i] x[r][j] for i in [first, last), j in [0, columns). scratch: kTransposedScratch<T> elements.
 // Rows of x are readable, and finite wherever the real ones are, up to a whole vector.
