@@ -13,7 +13,7 @@ from .cases import Case
 from .gpu_acceptance import documents as gpu
 from .gpu_acceptance.stage import read_json
 from .providers import OURS
-from .results import Result, Row, load, providers, timed, times_faster
+from .results import Result, Row, load, providers, refused, timed, times_faster
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -254,7 +254,9 @@ def _readme_table(speedups: Iterable[tuple[str, str, float]]) -> str:
 def _readme_losses(result: Result) -> str:
     speedups = [entry["speedup"] for _, entry in _timed(result, OURS)]
     slower = sum(speedup < 1 for speedup in speedups)
-    return f"Slower than torch.nn in {slower} of {len(speedups)} cases; `python -m benchmarks report` lists them."
+    wrong = refused(result, OURS)
+    gate = f" Not timed, because an error was above its budget: {'; '.join(wrong)}." if wrong else ""
+    return f"Slower than torch.nn in {slower} of {len(speedups)} cases; `python -m benchmarks report` lists them.{gate}"
 
 
 # --- shared --------------------------------------------------------------------------------------------------------------

@@ -75,6 +75,11 @@ def timed(result: Result, *names: str) -> Iterator[tuple[Case, Row]]:
             yield Case(**row["case"]), row
 
 
+def refused(result: Result, name: str) -> list[str]:
+    """The cases whose results were too wrong to be timed."""
+    return [str(Case(**row["case"])) for row in result["cases"] if "error" in row["results"].get(name, {})]
+
+
 def times_faster(row: Row, name: str, other: str) -> float:
     """How many times less time ``name`` takes than ``other``: the median of the rounds' ratios, or where rounds were not kept
     the ratio of the medians."""

@@ -15,7 +15,7 @@ from . import wall
 from .cases import Case
 from .memory import SMALLEST_BYTES
 from .providers import BASELINE, JAX, ONNX_RUNTIME, OURS, PADDED
-from .results import Result, Row, timed, times_faster
+from .results import Result, Row, refused, timed, times_faster
 
 #: A case and how far it is beyond what is asked: 1 is as fast as, or all of.
 Measured = tuple[Case, float]
@@ -83,8 +83,8 @@ def verdict(result: Result) -> str:
     """How many targets are met, and which cases had wrong results and no time."""
     met = [outcome.met for outcome in judge(result)]
     missing = f", {met.count(None)} not measured" if None in met else ""
-    refused = [str(Case(**row["case"])) for row in result["cases"] if "error" in row["results"].get(OURS, {})]
-    gate = f" Refused by the gate and in no line above: {'; '.join(refused)}." if refused else ""
+    wrong = refused(result, OURS)
+    gate = f" Refused by the gate and in no line above: {'; '.join(wrong)}." if wrong else ""
     return f"{met.count(True)} of {len(met)} targets met{missing}.{gate}"
 
 

@@ -1,5 +1,6 @@
 """``python -m benchmarks`` times only what computes the right thing, and its files say what was measured."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -231,6 +232,18 @@ def test_the_report_shows_every_class_every_loss_and_every_case(tiny_result):
         assert f"| {Case(**row['case'])} |" in text
     slower = [row for row in tiny_result["cases"] if row["results"]["rnnkernels:reference"]["speedup"] < 1]
     assert f"Slower than torch.nn in {len(slower)} of {len(tiny_result['cases'])} cases" in text
+
+
+def test_the_readme_names_the_cases_that_were_refused(tiny_result):
+    result = copy.deepcopy(tiny_result)
+    for row in result["cases"]:
+        row["results"]["rnnkernels"] = row["results"]["rnnkernels:reference"]
+    assert "Not timed" not in report._readme_losses(result)
+    wrong = result["cases"][0]
+    wrong["results"]["rnnkernels"] = {"error": "rnnkernels: the error of h_n is 3 times its budget"}
+    text = report._readme_losses(result)
+    assert f"of {len(result['cases']) - 1} cases" in text
+    assert f"Not timed, because an error was above its budget: {Case(**wrong['case'])}." in text
 
 
 def test_what_other_processes_take_is_told_from_what_this_one_takes():
