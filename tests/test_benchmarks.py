@@ -6,6 +6,7 @@ import json
 import re
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 
@@ -223,6 +224,34 @@ def test_every_case_of_the_grid_is_different_and_has_a_class(mode):
     cases = [case for case in GRIDS["small"]() if case.mode == mode]
     assert len({str(case) for case in cases}) == len(cases)
     assert {"dense", "packed", "bidirectional", "projection", "bfloat16"} <= {case.variant for case in cases}
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="no type here is finer than float64")
+def test_the_oracle_of_a_float64_case_is_finer_than_what_it_judges():
+    """Its weight gradients against the equations in extended precision."""
+    case = Case("lstm", "training", 61, 33, 24, 20, "float64")
+    problem = make_problem(case, seed=1)
+    w, u, b_ih, b_hh = (tensor.numpy().astype(np.longdouble) for tensor in problem.weights.values())
+    x, grad_output = (tensor.numpy().astype(np.longdouble) for tensor in (problem.input, problem.grad_output))
+    h = c = np.zeros((case.B, case.H), np.longdouble)
+    steps = []
+    for t in range(case.T):
+        i, f, g, o = np.split(x[t] @ w.T + b_ih + h @ u.T + b_hh, 4, axis=1)
+        i, f, o, g = *(1 / (1 + np.exp(-a)) for a in (i, f, o)), np.tanh(g)
+        steps.append((i, f, g, o, c))
+        c = f * c + i * g
+        h = o * np.tanh(c)
+        steps[-1] += (c,)
+    expected, dh, dc = np.zeros_like(w), np.zeros_like(h), np.zeros_like(c)
+    for t in reversed(range(case.T)):
+        i, f, g, o, c_prev, c = steps[t]
+        dh, tanh_c = dh + grad_output[t], np.tanh(c)
+        dc = dc + dh * o * (1 - tanh_c**2)
+        parts = dc * g * i * (1 - i), dc * c_prev * f * (1 - f), dc * i * (1 - g**2), dh * tanh_c * o * (1 - o)
+        gates = np.concatenate(parts, axis=1)
+        expected, dh, dc = expected + gates.T @ x[t], gates @ u, dc * f
+    error = np.abs(Gate(problem).oracle["weight_ih_l0"].numpy() - expected).max() / np.abs(expected).max()
+    assert error < 4 * np.finfo(np.float64).eps
 
 
 def test_the_report_shows_every_class_every_loss_and_every_case(tiny_result):
