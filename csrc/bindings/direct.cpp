@@ -355,11 +355,13 @@ class DirectCall {
       arguments.weights[d] = of_direction(&weights[size_t(index * s.directions() + d) * s.weights_per_direction()], s);
 
     const cpu::CellKernels& cell = s.lstm ? *kernels()->lstm : *kernels()->gru;
-    const auto compute = [&] {
-      const cpu::Parallel pool = torch_pool();
-      const Workspace workspace(cell.forward_workspace(layer, false, pool.threads));
-      cell.forward(layer, arguments, workspace.data(), pool);
-    };
+    const cpu::Parallel pool = torch_pool();
+    Held memory;
+    const Workspace workspace(cell.forward_workspace(layer, false, pool.threads), [&](int64_t bytes) {
+      memory = empty(cpu::Dtype::kFloat32, {bytes / int64_t(sizeof(float)) + 1});
+      return memory.view.data;
+    });
+    const auto compute = [&] { cell.forward(layer, arguments, workspace.data(), pool); };
     const int64_t per_row = s.gates() * s.hidden_size * (layer.input_size + layer.state_size) + kOfAnyRow;
     if (layer.rows * per_row * s.directions() < kWorthReleasing) return compute();
     const py::gil_scoped_release released;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -278,6 +279,18 @@ void run_on_torch_pool(void*, int64_t count, void (*task)(void*, int64_t), void*
 
 Parallel torch_pool() { return {int(torch::stable::get_num_threads()), run_on_torch_pool, nullptr}; }
 
+// What a workspace is allocated with.
+class Allocation {
+ public:
+  void* operator()(int64_t bytes) {
+    tensor_ = empty({bytes}, aoti_torch_dtype_uint8());
+    return tensor_->mutable_data_ptr();
+  }
+
+ private:
+  std::optional<Tensor> tensor_;
+};
+
 struct ForwardOutputs {
   Tensor output, h_n, gates;
   std::optional<Tensor> c_n, cells;
@@ -311,7 +324,8 @@ ForwardOutputs forward(const CellKernels& cell, const Checked& in, bool save) {
     if (save) arguments.cells = address(*out.cells);
   }
   const Parallel pool = torch_pool();
-  const Workspace workspace(cell.forward_workspace(layer, save, pool.threads));
+  Allocation allocation;
+  const Workspace workspace(cell.forward_workspace(layer, save, pool.threads), std::ref(allocation));
   cell.forward(layer, arguments, workspace.data(), pool);
   return out;
 }
@@ -384,8 +398,9 @@ BackwardOutputs backward(const CellKernels& cell, const Checked& in, const Gradi
     }
   }
   const Parallel pool = torch_pool();
-  const Workspace workspace(
-      cell.backward_workspace(layer, arguments.grad_input != nullptr, needs_weights, pool.threads));
+  Allocation allocation;
+  const Workspace workspace(cell.backward_workspace(layer, arguments.grad_input != nullptr, needs_weights, pool.threads),
+                            std::ref(allocation));
   cell.backward(layer, arguments, workspace.data(), pool);
   return out;
 }
