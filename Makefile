@@ -28,7 +28,7 @@ TRITON_TESTS := $(wildcard tests/test_triton_*.py)
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
-.PHONY: all demo test test-cpp test-python test-old-triton bench study clean
+.PHONY: all demo test test-cpp test-python test-old-triton test-thorough bench study clean
 
 all: $(VENV)/.package
 
@@ -46,6 +46,10 @@ test-python: $(VENV)/.package
 
 test-old-triton: $(VENV)/.package $(OLD_TRITON)/.installed
 	PYTHONPATH=$(abspath $(OLD_TRITON)) RNNKERNELS_TEST_COMPILE=sm_90 $(PYTEST) --require-triton $(TRITON_TESTS)
+
+# What `make test` leaves out of the C++ tests, for who changed a CUDA kernel, its emulation or how a kernel is compiled: a quarter
+# of an hour more.
+test-thorough: build/thorough/.passed
 
 # BENCH="--grid targets --providers rnnkernels,peers" for more; peers are in the extra of that name.
 bench: $(VENV)/.package
@@ -76,9 +80,10 @@ $(OLD_TRITON)/.installed: $(VENV)/.tools
 
 # The C++ tests, as they are shipped and under AddressSanitizer and UndefinedBehaviorSanitizer. The package is there before them:
 # Triton's wheel has the program that reads what nvcc compiles.
-build/release/.passed build/sanitize/.passed: build/%/.passed: $(VENV)/.package $(NATIVE) $(CPP_TESTS)
+build/release/.passed build/sanitize/.passed build/thorough/.passed: build/%/.passed: $(VENV)/.package $(NATIVE) $(CPP_TESTS)
 	$(BIN)/cmake -S . -B build/$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython3_EXECUTABLE=$(abspath $(BIN)/python) \
-		$(if $(filter sanitize,$*),-DRNNKERNELS_SANITIZE=address$(comma)undefined)
+		$(if $(filter sanitize,$*),-DRNNKERNELS_SANITIZE=address$(comma)undefined) \
+		$(if $(filter thorough,$*),-DRNNKERNELS_THOROUGH=ON)
 	$(BIN)/cmake --build build/$*
 	$(BIN)/ctest --test-dir build/$* --output-on-failure --parallel $(CORES)
 	touch $@

@@ -6,8 +6,9 @@ RNNKERNELS_BUILD_CPU decides what happens to the CPU kernels:
     auto  (default) build them; if that fails, say so and install without them
     1     build them or fail
     0     leave them out
-RNNKERNELS_BUILD_CUDA does the same for the CUDA kernels, which need nvcc and a torch built for CUDA; TORCH_CUDA_ARCH_LIST names
-the architectures, by default the visible GPU's, or those of CUDA_ARCHITECTURES.
+and to the modules for Python that are written in C++. RNNKERNELS_BUILD_CUDA does the same for the CUDA kernels, which need nvcc
+and a torch built for CUDA; TORCH_CUDA_ARCH_LIST names the architectures, by default the visible GPU's, or those of
+CUDA_ARCHITECTURES.
 CXX, CXXFLAGS, CUDA_HOME and MAX_JOBS are honoured. The outcome is written to rnnkernels/lib/build_report.json.
 """
 
@@ -55,6 +56,8 @@ CUDA_HOST = [f"bindings/{name}.cpp" for name in ("ops_cuda", "cuda_layer", "cuda
 CUDA_HOST += ["cuda/plan.cpp", "cuda/stepwise.cpp"]
 # Part of the Python module, which works without the operators.
 MODULE_KERNELS = ["cpu/stream_kernels.cpp", "cpu/wall_probes.cpp"]
+# Compiled against the torch that is there, and of use with no other.
+AUTOGRAD = "rnnkernels._autograd"
 # LibTorch's stable ABI as of 2.11: one binary for that version and later ones.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -186,6 +189,17 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
     link(tools, module, [*(str(target) for _, _, target in [*python, dispatch, rounds]), *libtorch])
 
 
+def build_autograd(tools: Toolchain, module: Path, scratch: Path) -> None:
+    """Compile and link `module`, the autograd Functions in C++."""
+    root = Path(import_torch().__file__).parent
+    # torch's headers come with a pybind11 of their own.
+    headers = [root / "include", root / "include" / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include")]
+    flags = [argument for header in headers for argument in ("-isystem", str(header))]
+    target = scratch / "autograd.o"
+    compile_all(tools, [("bindings/autograd.cpp", flags, target)])
+    link(tools, module, [str(target), f"-L{root / 'lib'}", "-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"])
+
+
 def find_cuda(torch) -> Path:
     """The CUDA toolkit to build with."""
     if torch.version.cuda is None:
@@ -281,10 +295,12 @@ class BuildNative(build_ext):
         if wish not in ("auto", "0", "1"):
             raise SystemExit(f"RNNKERNELS_BUILD_CPU={wish}: must be auto, 1 or 0")
         (package / "lib").mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(2) as beside:
+            autograd = beside.submit(self.run_autograd, wish, package / Path(self.get_ext_filename(AUTOGRAD)).name)
             cuda = beside.submit(self.run_cuda, package)
             report = self.run_cpu(wish, package, module)
             report["cuda"] = cuda.result()
+            report["autograd"] = autograd.result()
         (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         if self.inplace:
             (package / "lib" / ".gitignore").write_text("*\n")
@@ -311,6 +327,19 @@ class BuildNative(build_ext):
         finally:
             (package / "lib" / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         return report
+
+    def run_autograd(self, wish: str, module: Path) -> dict[str, str | None]:
+        try:
+            if wish == "0":
+                raise BuildError("RNNKERNELS_BUILD_CPU=0")
+            with tempfile.TemporaryDirectory(prefix="rnnkernels-build-") as scratch:
+                build_autograd(find_toolchain(), module, Path(scratch))
+            return {"status": "built", "reason": None, "torch": import_torch().__version__}
+        except (BuildError, OSError) as error:
+            module.unlink(missing_ok=True)
+            if wish == "1":
+                raise SystemExit(f"RNNKERNELS_BUILD_CPU=1, but {AUTOGRAD} could not be built: {error}") from None
+            return {"status": "skipped" if wish == "0" else "failed", "reason": str(error), "torch": None}
 
     def run_cuda(self, package: Path) -> dict[str, str | None]:
         wish = os.environ.get("RNNKERNELS_BUILD_CUDA", "auto")
@@ -341,7 +370,7 @@ class BuildNative(build_ext):
     def get_outputs(self) -> list[str]:
         package = Path(self.build_lib) / "rnnkernels"
         candidates = [package / "lib" / name for name in (LIBRARY, CUDA_LIBRARY, REPORT)]
-        candidates.append(package / Path(self.get_ext_filename("rnnkernels._C")).name)
+        candidates += [package / Path(self.get_ext_filename(name)).name for name in ("rnnkernels._C", AUTOGRAD)]
         return [str(path) for path in candidates if path.exists()]
 
     def get_output_mapping(self) -> dict[str, str]:

@@ -1,19 +1,24 @@
 """``torch.autograd.Function``s of the layers and cells.
 
-They are what :mod:`rnnkernels.functional` applies when a gradient may be needed, and all they do is call operators:
-``LSTMFunction.forward`` the forward operator of a backend family, ``LSTMFunction.backward`` the backward operator of the same
-family. Flags and weights are flat, in the order of :mod:`rnnkernels.layout`.
+They are what :mod:`rnnkernels.functional` applies, by :func:`record`, when a gradient may be needed, and all they do is call
+operators: ``LSTMFunction.forward`` the forward operator of a backend family, ``LSTMFunction.backward`` the backward operator of
+the same family. Flags and weights are flat, in the order of :mod:`rnnkernels.layout`.
+
+Eager calls of plain tensors take the same Functions written in C++ (csrc/bindings/autograd.cpp), which cost a quarter of the time
+that entering Python twice does. They need the very torch they were compiled against: :data:`reason` says why they are not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import derivatives, ops  # noqa: F401  (ops registers the operators these call)
-from .calling import apply, call_below_autograd
+from . import _library, derivatives, ops  # noqa: F401  (ops registers the operators these call)
+from .calling import apply, call_below_autograd, traced
 from .layout import N_STATES, operator
 
 
@@ -51,7 +56,7 @@ class LSTMFunction(torch.autograd.Function):
     def backward(ctx, *grads: Tensor | None):
         needs_input, needs_weights = ctx.needs_input_grad[5], any(ctx.needs_input_grad[8:])
         layer = derivatives.saved(ctx)
-        d_input, d_h0, d_c0, *d_weights = _layer_backward("lstm", ctx.family, layer, grads, needs_input, needs_weights)
+        d_input, d_h0, d_c0, *d_weights = layer_backward("lstm", ctx.family, layer, grads, needs_input, needs_weights)
         return *(None,) * 5, d_input, d_h0, d_c0, *d_weights
 
 
@@ -86,7 +91,7 @@ class GRUFunction(torch.autograd.Function):
     def backward(ctx, *grads: Tensor | None):
         needs_input, needs_weights = ctx.needs_input_grad[4], any(ctx.needs_input_grad[6:])
         layer = derivatives.saved(ctx)
-        d_input, d_h0, *d_weights = _layer_backward("gru", ctx.family, layer, grads, needs_input, needs_weights)
+        d_input, d_h0, *d_weights = layer_backward("gru", ctx.family, layer, grads, needs_input, needs_weights)
         return *(None,) * 4, d_input, d_h0, *d_weights
 
 
@@ -117,7 +122,7 @@ class LSTMCellFunction(torch.autograd.Function):
     def backward(ctx, d_h: Tensor | None, d_c: Tensor | None, *_):
         needs_input, needs_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[4:])
         grads = (None, d_h, d_c)
-        return None, *_layer_backward("lstm", ctx.family, derivatives.saved(ctx), grads, needs_input, needs_weights)
+        return None, *layer_backward("lstm", ctx.family, derivatives.saved(ctx), grads, needs_input, needs_weights)
 
 
 class GRUCellFunction(torch.autograd.Function):
@@ -143,7 +148,7 @@ class GRUCellFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_h: Tensor | None, _):
         needs_input, needs_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[3:])
-        return None, *_layer_backward("gru", ctx.family, derivatives.saved(ctx), (None, d_h), needs_input, needs_weights)
+        return None, *layer_backward("gru", ctx.family, derivatives.saved(ctx), (None, d_h), needs_input, needs_weights)
 
 
 class BackwardFunction(torch.autograd.Function):
@@ -192,7 +197,50 @@ class BackwardFunction(torch.autograd.Function):
         return *(None,) * 6, *result[: 2 * n + 2], *kept, *result[2 * n + 2 :]
 
 
-def _layer_backward(
+def record(
+    cell: str,
+    family: str,
+    flags: tuple[bool, ...],
+    batch_sizes: Tensor | None,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    one_step: bool = False,
+) -> Sequence[Tensor]:
+    """Apply the Function of a layer, or with ``one_step`` of a cell -> output and final states, of a cell only these."""
+    if not traced():
+        results = _record(cell, family, flags, one_step, batch_sizes, input, states, weights)
+        if results is not NotImplemented:
+            return results
+    if one_step:
+        return apply(_CELL_FUNCTIONS[cell], family, input, *states, *weights)[: len(states)]
+    return apply(_LAYER_FUNCTIONS[cell], family, *flags, batch_sizes, input, *states, *weights)[: 1 + len(states)]
+
+
+_LAYER_FUNCTIONS = {"lstm": LSTMFunction, "gru": GRUFunction}
+_CELL_FUNCTIONS = {"lstm": LSTMCellFunction, "gru": GRUCellFunction}
+
+
+def _open() -> tuple[Callable[..., Any], str | None]:
+    """-> the Functions in C++, which give NotImplemented where Python is needed, and why they always do, if they do."""
+    built = _library.load().build.get("autograd") or {"reason": "the package was built before there were any"}
+    if built.get("reason"):
+        return lambda *_: NotImplemented, built["reason"]
+    if built["torch"] != torch.__version__:
+        return lambda *_: NotImplemented, f"compiled against torch {built['torch']}, not {torch.__version__}"
+    try:
+        return importlib.import_module("rnnkernels._autograd").record, None
+    except ImportError as error:
+        return lambda *_: NotImplemented, str(error)
+
+
+_record, reason = _open()
+
+
+# --- backward ------------------------------------------------------------------------------------------------------------
+
+
+def layer_backward(
     cell: str,
     family: str,
     layer: derivatives.Saved,
@@ -201,6 +249,8 @@ def _layer_backward(
     needs_weights: bool,
 ) -> list[Tensor | None]:
     """-> gradients of input, states and each weight, None where not needed."""
+    if derivatives.is_batch(grads):
+        return derivatives.batch_of_gradients(cell, layer, grads)
     if torch.is_grad_enabled():  # somebody may differentiate these gradients
         d_input, *rest = apply(
             BackwardFunction,

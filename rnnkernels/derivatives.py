@@ -68,6 +68,29 @@ def saved(ctx) -> Saved:
     return Saved(input, batch_sizes, states=rest[:n], weights=rest[2 * n + 1 :], kept=rest[n : 2 * n + 1], flags=ctx.flags)
 
 
+def is_batch(grads: Sequence[Tensor | None]) -> bool:
+    """Whether these are the batches of gradients of ``torch.autograd.grad(is_grads_batched=True)``, which no operator takes."""
+    return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+
+
+def batch_of_gradients(cell: str, layer: Saved, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of input, states and each weight for a batch of ``grads``, those of output and final states: the reference
+    equations, computed once more and differentiated by torch's own operators."""
+    with torch.enable_grad():
+        # Views: a tensor that stands in two places has a gradient in each.
+        primals = [tensor.view_as(tensor) for tensor in (layer.input, *layer.states, *layer.weights)]
+        n = 1 + len(layer.states)
+        outputs = REFERENCE[cell](primals[0], layer.batch_sizes, *primals[1:n], primals[n:], *layer.flags, False)
+    given = [(output, grad) for output, grad in zip(outputs, grads, strict=False) if grad is not None]
+    wanted = [primal for primal in primals if primal.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in given], wanted, [grad for _, grad in given], create_graph=torch.is_grad_enabled()
+        )
+    )
+    return [next(found) if primal.requires_grad else None for primal in primals]
+
+
 # --- autograd rules of the operators -------------------------------------------------------------------------------------
 
 

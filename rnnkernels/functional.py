@@ -16,12 +16,9 @@ from torch.autograd import forward_ad
 
 from . import autocast, autograd, derivatives
 from .backends import Backend, Request, aten, choose
-from .calling import apply, call_below_autograd
+from .calling import call_below_autograd
 from .checks import check_cell, check_input, check_states
 from .layout import GATES, operator, weights_per_direction
-
-_LAYER_FUNCTIONS = {"lstm": autograd.LSTMFunction, "gru": autograd.GRUFunction}
-_CELL_FUNCTIONS = {"lstm": autograd.LSTMCellFunction, "gru": autograd.GRUCellFunction}
 
 
 def lstm(
@@ -173,7 +170,8 @@ def _stack(
     widths = (state_size, hidden_size) if cell == "lstm" else (hidden_size,)
     shapes = [(num_layers * directions, batch, width) for width in widths]
     if hx is None:
-        states = tuple(input.new_zeros(shape) for shape in shapes)
+        zeros = input.new_zeros(shapes[0])  # one for h and c, but for an LSTM with a projection
+        states = tuple(zeros if shape == shapes[0] else input.new_zeros(shape) for shape in shapes)
     else:
         states = tuple(hx)
         check_states(states, shapes, input)
@@ -221,8 +219,7 @@ def _layer(
     if tracing.forward_ad:
         return derivatives.REFERENCE[cell](input, batch_sizes, *states, weights, *flags, False)[:n_results]
     if tracing.transformed or _needs_grad(input, *states, *weights):
-        arguments = (backend.family, *flags, batch_sizes, input, *states, *weights)
-        return apply(_LAYER_FUNCTIONS[cell], *arguments)[:n_results]
+        return autograd.record(cell, backend.family, flags, batch_sizes, input, states, weights)
     op = operator(backend.family, f"{cell}_forward")
     return call_below_autograd(op, input, batch_sizes, *states, weights, *flags, False)[:n_results]
 
@@ -252,7 +249,7 @@ def _cell(
         if tracing.forward_ad:
             return derivatives.REFERENCE[cell](input, None, *states, present, *flags, False)[1 : 1 + n_states]
         if tracing.transformed or _needs_grad(input, *states, *present):
-            return apply(_CELL_FUNCTIONS[cell], backend.family, input, *states, *present)[:n_states]
+            return autograd.record(cell, backend.family, flags, None, input, states, present, one_step=True)
         op = operator(backend.family, f"{cell}_forward")
         return call_below_autograd(op, input, None, *states, present, *flags, False)[1 : 1 + n_states]
 

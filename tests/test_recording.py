@@ -1,0 +1,282 @@
+"""Calls that are recorded for backward, by Functions in C++ or in Python (:func:`rnnkernels.autograd.record`): the same results,
+gradients, saved tensors and errors from either, and Python's wherever Python has a say."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import weakref
+
+import pytest
+import torch
+from pairs import CLASSES, states, tensors
+from torch._dynamo import compiled_autograd
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import rnnkernels
+from rnnkernels import _library, autograd
+
+pytestmark = pytest.mark.usefixtures("native_library")
+
+
+class InPython(TorchFunctionMode):
+    """A mode that changes nothing, and so has Python's Functions applied."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def recorder(result) -> str:
+    """Who recorded a module's result: "C++" or "Python"."""
+    seen, todo = set(), [tensor.grad_fn for tensor in tensors(result)]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return "Python"
+        if "rnnkernels::" in node.name():
+            return "C++"
+        todo.extend(before for before, _ in node.next_functions)
+    raise AssertionError("the result was not recorded")
+
+
+def module_and_input(name: str, batch: int = 3, **options):
+    module = getattr(rnnkernels, name)(5, 7, dtype=torch.float64, **options)
+    x = torch.randn(*(() if "Cell" in name else (4,)), batch, 5, dtype=torch.float64, requires_grad=True)
+    return module, x
+
+
+def gradients(module, x, hx, result):
+    """Of a function of everything that a module returned, with respect to all that went in."""
+    inputs = [x, *tensors(hx), *module.parameters()]
+    total = sum(
+        (tensor * torch.linspace(-1, 1, tensor.numel(), dtype=x.dtype).view_as(tensor)).sum() for tensor in tensors(result)
+    )
+    return torch.autograd.grad(total, inputs)
+
+
+def assert_recorded_alike(module, x, hx, call):
+    results, grads = [], []
+    for who in ("C++", "Python"):
+        if who == "C++":
+            result = call()
+        else:
+            with InPython():
+                result = call()
+        assert recorder(result) == who
+        results.append(tensors(result))
+        grads.append(gradients(module, x, hx, result))
+    for ours, expected in ((results[0], results[1]), (grads[0], grads[1])):
+        assert len(ours) == len(expected)
+        assert all(map(torch.equal, ours, expected))
+
+
+def test_it_is_there_if_the_library_is() -> None:
+    assert autograd.reason is None
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", CLASSES)
+def test_results_and_gradients_are_those_of_the_functions_in_python(backend: str, name: str, bias: bool) -> None:
+    module, x = module_and_input(name, bias=bias)
+    for hx in (None, states(module, 3)):
+        assert_recorded_alike(module, x, hx, lambda hx=hx: module(x, hx))
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2, "batch_first": True}, {"proj_size": 3}], ids=str)
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_layers_of_every_kind(name: str, options: dict) -> None:
+    if name == "GRU" and "proj_size" in options:
+        pytest.skip("a GRU has no projection")
+    module, x = module_and_input(name, **options)
+    hx = states(module, 4 if module.batch_first else 3)
+    assert_recorded_alike(module, x, hx, lambda: module(x, hx))
+    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def packed():
+        output, final = module(pack_padded_sequence(x, [4, 1, 2], batch_first=True, enforce_sorted=False))
+        return output.data, final
+
+    assert_recorded_alike(module, x, None, packed)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_only_what_is_asked_for_gets_a_gradient(name: str) -> None:
+    module, x = module_and_input(name)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    result = tensors(module(x))[0].sum()
+    assert recorder(result) == "C++"
+    result.backward()
+    assert x.grad is not None and all(parameter.grad is None for parameter in module.parameters())
+    module.weight_hh.requires_grad_() if "Cell" in name else module.weight_hh_l0.requires_grad_()
+    tensors(module(x.detach()))[0].sum().backward()
+    assert sum(parameter.grad is not None for parameter in module.parameters()) == 1
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradients_can_be_differentiated_and_computed_in_batches(name: str) -> None:
+    module, x = module_and_input(name)
+    hx = states(module, 3)
+    inputs = (x, *tensors(hx))
+
+    def function(x, *states):
+        return tuple(tensors(module(x, states if len(states) == 2 else states[0])))
+
+    assert recorder(function(*inputs)) == "C++"
+    assert torch.autograd.gradcheck(function, inputs, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_same_tensors_are_saved_in_the_same_order(name: str) -> None:
+    """So that activation checkpointing may record a call by one and compute it again by the other."""
+    module, x = module_and_input(name)
+    hx = states(module, 3)
+    saved: dict[str, list] = {"C++": [], "Python": []}
+    for who in saved:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=saved[who]: kept.append(t) or t, lambda t: t):
+            if who == "C++":
+                result = module(x, hx)
+            else:
+                with InPython():
+                    result = module(x, hx)
+        assert recorder(result) == who
+        gradients(module, x, hx, result)
+    assert len(saved["C++"]) == len(saved["Python"]) > 0
+    assert all(map(torch.equal, saved["C++"], saved["Python"]))
+
+
+def test_a_checkpoint_may_be_computed_again_by_the_other() -> None:
+    module, x = module_and_input("LSTM")
+    expected = gradients(module, x, None, module(x)[0])
+    result = checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
+    with InPython():
+        again = gradients(module, x, None, result)
+    assert all(map(torch.equal, expected, again))
+
+
+def test_errors_are_autograds_own() -> None:
+    module, x = module_and_input("LSTM")
+    result = module(x)[0]
+    assert recorder(result) == "C++"
+    result.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        result.sum().backward()
+    output = module(x)[0]
+    output.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+    cell, x = module_and_input("GRUCell")
+    cell(x).mul_(2).sum().backward()  # what a cell returns is not needed again
+
+    def refuse(_):
+        raise KeyError("not to be saved")
+
+    with torch.autograd.graph.saved_tensors_hooks(refuse, lambda t: t), pytest.raises(KeyError, match="not to be saved"):
+        module(torch.randn(4, 3, 5, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"h0 must have shape \(1, 3, 7\), got \(1, 3, 6\)"):
+        arguments = ("lstm", "", (True, False, False), None, torch.randn(4, 3, 5), [torch.randn(1, 3, 6), torch.randn(1, 3, 7)])
+        autograd.record(*arguments, list(module.float().parameters()))
+    with pytest.raises(RuntimeError, match="Could not find schema for rnnkernels::no_such_lstm_forward"):
+        autograd.record("lstm", "no_such_", *arguments[2:], list(module.parameters()))
+
+
+def test_a_graph_is_freed_with_what_it_holds() -> None:
+    module, x = module_and_input("LSTM")
+    output = module(x)[0]
+    alive = weakref.ref(output)
+    del output
+    assert alive() is None, "a node holds the output that it made, which holds the node"
+    output = module(x)[0]
+    alive = weakref.ref(output)
+    output.sum().backward()
+    del output
+    gc.collect()
+    assert alive() is None
+
+
+def test_subclasses_see_the_operators() -> None:
+    seen = []
+
+    class Tagged(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    module, x = module_and_input("GRU")
+    result = module(x.detach().as_subclass(Tagged))[0]
+    assert recorder(result) == "Python"
+    assert torch.ops.rnnkernels.gru_forward.default in seen
+    result.sum().backward()
+    assert module.weight_ih_l0.grad is not None
+
+
+def test_a_dispatch_mode_and_the_profiler_see_both_operators() -> None:
+    class Listing(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    module, x = module_and_input("GRU")
+    with Listing() as mode:
+        result = module(x)[0]
+        assert recorder(result) == "C++"
+        result.sum().backward()
+    assert {"rnnkernels.gru_forward.default", "rnnkernels.gru_backward.default"} <= set(mode.seen)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        module(x)[0].sum().backward()
+    assert {"rnnkernels::gru_forward", "rnnkernels::gru_backward"} <= {event.key for event in profile.key_averages()}
+
+
+def test_autocast_does_not_reach_backward() -> None:
+    module, x = module_and_input("LSTM")
+    module, x = module.float(), x.detach().float()
+    result = module(x)[0].sum()
+    assert recorder(result) == "C++"
+    expected = torch.autograd.grad(result, list(module.parameters()), retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = torch.autograd.grad(result, list(module.parameters()))
+    assert all(map(torch.equal, expected, again))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_backward_can_be_compiled() -> None:
+    """Compiled autograd traces the nodes of an eager graph."""
+    for name in CLASSES:
+        module, x = module_and_input(name)
+        expected = gradients(module, x, None, module(x))
+        with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager")):
+            result = module(x)
+            torch.autograd.backward(tensors(result), weightings(result))
+        for grad, leaf in zip(expected, (x, *module.parameters()), strict=True):
+            torch.testing.assert_close(leaf.grad, grad)
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({}, "built before there were any"),
+        ({"autograd": {"status": "failed", "reason": "no compiler", "torch": None}}, "no compiler"),
+        ({"autograd": {"status": "built", "reason": None, "torch": "1.0"}}, "compiled against torch 1.0, not"),
+    ],
+    ids=["older", "failed", "another torch"],
+)
+def test_without_them_pythons_serve(monkeypatch: pytest.MonkeyPatch, report: dict, reason: str) -> None:
+    status = dataclasses.replace(_library.load(), build=report)
+    monkeypatch.setattr(_library, "load", lambda: status)
+    function, why = autograd._open()
+    assert reason in str(why)
+    monkeypatch.setattr(autograd, "_record", function)
+    module, x = module_and_input("LSTM")
+    assert recorder(module(x)) == "Python"
