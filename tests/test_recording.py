@@ -52,12 +52,14 @@ def module_and_input(name: str, batch: int = 3, **options):
 
 
 def gradients(module, x, hx, result):
-    """Of a function of everything that a module returned, with respect to all that went in."""
+    """Of everything that a module returned, with respect to all that went in."""
     inputs = [x, *tensors(hx), *module.parameters()]
-    total = sum(
-        (tensor * torch.linspace(-1, 1, tensor.numel(), dtype=x.dtype).view_as(tensor)).sum() for tensor in tensors(result)
-    )
-    return torch.autograd.grad(total, inputs)
+    return torch.autograd.grad(tensors(result), inputs, weightings(result))
+
+
+def weightings(result) -> list[torch.Tensor]:
+    """A gradient for each tensor of a module's result."""
+    return [torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).view_as(tensor) for tensor in tensors(result)]
 
 
 def assert_recorded_alike(module, x, hx, call):

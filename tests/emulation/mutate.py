@@ -2,9 +2,9 @@
 
     python mutate.py --compiler c++ --root REPOSITORY [--all]
 
-A mutation costs a compilation or two: without --all one in SAMPLE is tried, and of the others only whether they still change
-something. A mutant counts as caught when its tests fail: by numbers, by a rule of the machine, by a deadlock, or by AddressSanitizer or
-ThreadSanitizer. The tests must pass on the kernels as they are. A mutation whose text is no longer found is an error.
+A mutation costs a compilation or two: without --all one in SAMPLE is tried, and of the others only whether they would still
+change something. A mutant counts as caught when its tests fail: by numbers, by a rule of the machine, by a deadlock, or by
+AddressSanitizer or ThreadSanitizer. The tests must pass on the kernels as they are.
 """
 
 import argparse
