@@ -22,7 +22,7 @@ CPP_TESTS := CMakeLists.txt $(wildcard tests/cpp/* tests/emulation/* tests/cuda/
 
 # The oldest Triton that is supported, torch 2.11's, with a numpy that its interpreter works with. It stands before the newest one.
 OLD_TRITON := $(VENV)/triton-3.6
-TRITON_TESTS := $(wildcard tests/test_triton_*.py)
+TRITON_TESTS := $(filter-out %_compile.py,$(wildcard tests/test_triton_*.py))
 
 # A process per core, each with whole files: what a file sets up, it sets up once.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
@@ -45,11 +45,12 @@ test-python: $(VENV)/.package
 	$(PYTEST) $(if $(findstring triton,$(EXTRAS)),--require-triton) tests
 
 test-old-triton: $(VENV)/.package $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) RNNKERNELS_TEST_COMPILE=sm_90 $(PYTEST) --require-triton $(TRITON_TESTS)
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(PYTEST) --require-triton $(TRITON_TESTS)
 
-# What `make test` leaves out of the C++ tests, for who changed a CUDA kernel, its emulation or how a kernel is compiled: a quarter
-# of an hour more.
-test-thorough: build/thorough/.passed
+# What `make test` leaves out, for who changed a GPU kernel, its emulation or how a kernel is compiled: half an hour more.
+test-thorough: build/thorough/.passed $(OLD_TRITON)/.installed
+	RNNKERNELS_TEST_COMPILE=every $(PYTEST) --require-triton tests/test_triton_compile.py
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(PYTEST) --require-triton tests/test_triton_compile.py
 
 # BENCH="--grid targets --providers rnnkernels,peers" for more; peers are in the extra of that name.
 bench: $(VENV)/.package

@@ -1,11 +1,13 @@
-"""Loads the native operator libraries, each once, and says why when it cannot."""
+"""Loads what is compiled, each part once, and says why when it cannot."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -51,6 +53,24 @@ def load_cuda() -> Status:
     except Exception as error:
         return Status(False, f"{CUDA_PATH.name} does not load: {error}", CUDA_PATH, build)
     return Status(True, None, CUDA_PATH, build)
+
+
+def load_eager() -> tuple[ModuleType | None, str | None]:
+    """The module for calls in eager mode past Python (csrc/bindings/eager.cpp), or why it cannot be used. Never raises."""
+    status = load()
+    if not status.available:
+        return None, status.reason
+    built = status.build.get("eager")
+    if not isinstance(built, dict):
+        return None, "the package was built without rnnkernels._eager"
+    if built.get("status") != "built":
+        return None, f"rnnkernels._eager was not built: {built.get('reason')}"
+    if built.get("torch") != torch.__version__:  # loading it could do anything
+        return None, f"rnnkernels._eager was compiled against torch {built.get('torch')}, and this is {torch.__version__}"
+    try:
+        return importlib.import_module("rnnkernels._eager"), None
+    except Exception as error:  # as above
+        return None, f"rnnkernels._eager does not load: {error}"
 
 
 def status() -> Status:

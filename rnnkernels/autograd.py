@@ -4,13 +4,12 @@ They are what :mod:`rnnkernels.functional` applies, by :func:`record`, when a gr
 operators: ``LSTMFunction.forward`` the forward operator of a backend family, ``LSTMFunction.backward`` the backward operator of
 the same family. Flags and weights are flat, in the order of :mod:`rnnkernels.layout`.
 
-Eager calls of plain tensors take the same Functions written in C++ (csrc/bindings/autograd.cpp), which cost a quarter of the time
-that entering Python twice does. They need the very torch they were compiled against: :data:`reason` says why they are not there.
+Eager calls of plain tensors take the same Functions written in C++ (csrc/bindings/recording.h), which cost a quarter of the time
+that entering Python twice does; :data:`reason` says why they are not there, if they are not.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -221,20 +220,12 @@ _LAYER_FUNCTIONS = {"lstm": LSTMFunction, "gru": GRUFunction}
 _CELL_FUNCTIONS = {"lstm": LSTMCellFunction, "gru": GRUCellFunction}
 
 
-def _open() -> tuple[Callable[..., Any], str | None]:
-    """-> the Functions in C++, which give NotImplemented where Python is needed, and why they always do, if they do."""
-    built = _library.load().build.get("autograd") or {"reason": "the package was built before there were any"}
-    if built.get("reason"):
-        return lambda *_: NotImplemented, built["reason"]
-    if built["torch"] != torch.__version__:
-        return lambda *_: NotImplemented, f"compiled against torch {built['torch']}, not {torch.__version__}"
-    try:
-        return importlib.import_module("rnnkernels._autograd").record, None
-    except ImportError as error:
-        return lambda *_: NotImplemented, str(error)
+def _unavailable(*_: object) -> Any:
+    return NotImplemented
 
 
-_record, reason = _open()
+_eager, reason = _library.load_eager()
+_record: Callable[..., Any] = _unavailable if _eager is None else _eager.record
 
 
 # --- backward ------------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class LSTMCell(_Cell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """One step; shapes are in the class's description."""
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             result = direct.cell(True, self, input, hx)
             if result is not NotImplemented:
                 return result
@@ -106,7 +106,7 @@ class GRUCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; shapes are in the class's description."""
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             result = direct.cell(False, self, input, hx)
             if result is not NotImplemented:
                 return result

@@ -73,6 +73,7 @@ def is_batch(grads: Sequence[Tensor | None]) -> bool:
     return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
 
 
+@autocast.disabled_within
 def batch_of_gradients(cell: str, layer: Saved, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients of input, states and each weight for a batch of ``grads``, those of output and final states: the reference
     equations, computed once more and differentiated by torch's own operators."""
@@ -83,12 +84,15 @@ def batch_of_gradients(cell: str, layer: Saved, grads: Sequence[Tensor | None]) 
         outputs = REFERENCE[cell](primals[0], layer.batch_sizes, *primals[1:n], primals[n:], *layer.flags, False)
     given = [(output, grad) for output, grad in zip(outputs, grads, strict=False) if grad is not None]
     wanted = [primal for primal in primals if primal.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [output for output, _ in given], wanted, [grad for _, grad in given], create_graph=torch.is_grad_enabled()
-        )
+    found = torch.autograd.grad(
+        [output for output, _ in given],
+        wanted,
+        [grad for _, grad in given],
+        create_graph=torch.is_grad_enabled(),
+        allow_unused=True,  # a cell state that is given back alone does not depend on the last projection
     )
-    return [next(found) if primal.requires_grad else None for primal in primals]
+    gradients = iter(found)
+    return [next(gradients) if primal.requires_grad else None for primal in primals]
 
 
 # --- autograd rules of the operators -------------------------------------------------------------------------------------
@@ -146,6 +150,7 @@ def register_backward(backward_op: torch._ops.OpOverload, cell: str, library: to
     torch.library.register_autograd(backward_op, backward, setup_context=setup_context, lib=library)
 
 
+@autocast.disabled_within
 def second_order(
     cell: str,
     batch_sizes: Tensor | None,

@@ -1,21 +1,20 @@
-"""The short way of a call that only computes.
+"""The short way of a call in eager mode.
 
 A small layer's call is mostly Python: checks, the choice of a backend and the dispatcher take ten times as long as a step of 64
 units. :func:`layers` and :func:`cell` do in one C++ function what :mod:`rnnkernels.functional` does, with the same kernels and so
 the same bits, when there is nothing else to do:
 
 * a dense input and parameters that are plain tensors on the CPU, the C++ kernels not passed over by ``use_backend``;
-* gradients off (``torch.no_grad``, ``torch.inference_mode``), no dropout, no autocast, no torch.func transform, no forward-mode
-  derivative;
-* nobody who would see the operators: no tracer, profiler, ``TorchDispatchMode`` or ``TorchFunctionMode``. (An
-  ``ExecutionTraceObserver`` without a profiler is not noticed, since torch does not tell: it sees the tensors that are made.)
+* no autocast, no torch.func transform, no forward-mode derivative;
+* nobody who would see Python's part: no tracer, profiler, ``TorchDispatchMode`` or ``TorchFunctionMode``.
 
-Everything else, and everything that is wrong, gives NotImplemented, and the caller goes the long way.
+Where a gradient may be needed, the operators are called by autograd Functions in C++ (:mod:`rnnkernels.autograd`); otherwise the
+kernels are, without the dispatcher. Everything else, and everything that is wrong, gives NotImplemented, and the caller goes the
+long way.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,13 +27,12 @@ def _unavailable(*_: object) -> Any:
 
 def _open() -> tuple[Callable[..., Any], Callable[..., Any], str | None]:
     """-> the two functions, and why they never serve, if they do not."""
-    status = _library.load()
-    if not status.available:
-        return _unavailable, _unavailable, status.reason
+    module, why = _library.load_eager()
+    if module is None:
+        return _unavailable, _unavailable, why
     try:
-        module = importlib.import_module("rnnkernels._C")
-        call = module.DirectCall(str(status.path), backends._selection)
-    except (ImportError, AttributeError, RuntimeError) as error:  # not built, built before there was this, or for another torch
+        call = module.DirectCall(str(_library.load().path), backends._selection)
+    except RuntimeError as error:  # a library without kernels to call
         return _unavailable, _unavailable, str(error)
     return call.layers, call.cell, None
 

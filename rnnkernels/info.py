@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import _library, autograd, backends
+from . import _library, backends, direct
 from ._version import __version__
 
 SCHEMA = 1
@@ -109,7 +109,7 @@ def _native() -> dict[str, Any]:
         "compiler": status.build.get("compiler"),
         "flags": status.build.get("flags"),
         "built_with_torch": status.build.get("torch"),
-        "autograd_in_python": autograd.reason,
+        "eager_calls": "compiled" if direct.reason is None else f"in Python: {direct.reason}",
         "isas_built": status.build.get("isas", []),
         "isas_supported": facts.get("cpu_isas_supported", []),
         "isa": facts.get("cpu_isa"),

@@ -42,7 +42,7 @@ class _LayerStack(nn.RNNBase):
 
     def forward(self, input: Tensor | PackedSequence, hx=None):
         """Compute the whole stack; shapes are in the class's description."""
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             result = direct.layers(self, input, hx)
             if result is not NotImplemented:
                 return result

@@ -80,17 +80,17 @@ def test_a_library_that_does_not_compile_is_left_out_with_the_reason_and_the_oth
     assert "RNNKERNELS_BUILD_CPU=1, but" in done.stderr and "it does not compile" in report["reason"]
 
 
-def test_without_autograd_in_c_plus_plus_the_kernels_are_there_but_not_where_a_build_is_asked_for(build):
-    done, report, log = build("bindings/autograd.cpp", RNNKERNELS_BUILD_CPU="auto", RNNKERNELS_BUILD_CUDA="0")
+def test_without_the_module_for_eager_mode_the_kernels_are_there_but_not_where_a_build_is_asked_for(build):
+    done, report, log = build("bindings/eager.cpp", RNNKERNELS_BUILD_CPU="auto", RNNKERNELS_BUILD_CUDA="0")
     assert done.returncode == 0, done.stderr
-    assert (report["status"], report["autograd"]["status"]) == ("built", "failed")
-    assert "it does not compile" in report["autograd"]["reason"]
-    assert not list(Path("rnnkernels").glob("_autograd*"))
-    done, _, _ = build("bindings/autograd.cpp", RNNKERNELS_BUILD_CPU="1", RNNKERNELS_BUILD_CUDA="0")
+    assert (report["status"], report["eager"]["status"]) == ("built", "failed")
+    assert "it does not compile" in report["eager"]["reason"]
+    assert not list(Path("rnnkernels").glob("_eager*"))
+    done, _, _ = build("bindings/eager.cpp", RNNKERNELS_BUILD_CPU="1", RNNKERNELS_BUILD_CUDA="0")
     assert done.returncode == 1
-    assert "RNNKERNELS_BUILD_CPU=1, but rnnkernels._autograd could not be built" in done.stderr
+    assert "RNNKERNELS_BUILD_CPU=1, but rnnkernels._eager could not be built" in done.stderr
     done, report, log = build(RNNKERNELS_BUILD_CPU="auto", RNNKERNELS_BUILD_CUDA="0")
-    assert (report["autograd"]["status"], report["autograd"]["torch"]) == ("built", "2.13.0")
-    assert len(list(Path("rnnkernels").glob("_autograd*.so"))) == 1
+    assert (report["eager"]["status"], report["eager"]["torch"]) == ("built", "2.13.0")
+    assert len(list(Path("rnnkernels").glob("_eager*.so"))) == 1
     done, report, log = build(RNNKERNELS_BUILD_CPU="0", RNNKERNELS_BUILD_CUDA="0")
-    assert done.returncode == 0 and report["autograd"]["status"] == "skipped" and "autograd.cpp" not in log
+    assert done.returncode == 0 and report["eager"]["status"] == "skipped" and "eager.cpp" not in log

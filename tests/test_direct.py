@@ -1,10 +1,11 @@
 """The short way of a call (:mod:`rnnkernels.direct`): the bits of the long way, and never where somebody would notice."""
 
+import dataclasses
 import itertools
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -202,7 +203,6 @@ class _Watching(TorchDispatchMode):
 @pytest.mark.parametrize(
     "context",
     [
-        torch.enable_grad,
         lambda: rnnkernels.use_backend("reference"),
         lambda: rnnkernels.use_backend("aten"),
         lambda: torch.autocast("cpu", torch.bfloat16),
@@ -211,7 +211,7 @@ class _Watching(TorchDispatchMode):
         _Watching,
         lambda: torch.device("cpu"),  # a TorchFunctionMode
     ],
-    ids=["gradients", "reference", "aten", "autocast", "profiler", "forward mode", "dispatch mode", "function mode"],
+    ids=["reference", "aten", "autocast", "profiler", "forward mode", "dispatch mode", "function mode"],
 )
 @pytest.mark.parametrize("name", CLASSES)
 def test_it_is_closed_while_something_else_goes_on(name, context):
@@ -318,8 +318,25 @@ def _of_absurdly_many_layers(module):
     module.num_layers = 10**18
 
 
+def _with_parameters_that_are_computed(module):
+    class Doubled(dict):
+        def __getitem__(self, name):
+            return 2 * super().__getitem__(name)
+
+    module.__dict__["_parameters"] = Doubled(module._parameters)
+
+
 @pytest.mark.parametrize(
-    "change", [_without_a_bias, _of_another_dtype, _of_another_shape, _strided, _parametrized, _of_absurdly_many_layers]
+    "change",
+    [
+        _with_parameters_that_are_computed,
+        _without_a_bias,
+        _of_another_dtype,
+        _of_another_shape,
+        _strided,
+        _parametrized,
+        _of_absurdly_many_layers,
+    ],
 )
 def test_modules_it_does_not_take(change):
     module = rnnkernels.LSTM(5, 7)
@@ -345,18 +362,34 @@ def test_an_empty_batch_is_the_long_ways(batch):
 # --- where there is no short way -------------------------------------------------------------------------------------------
 
 
-def test_without_the_library_or_the_extension_it_never_serves(monkeypatch):
-    monkeypatch.setattr(_library, "load", lambda: _library.Status(False, "gone", _library.PATH))
+@pytest.mark.parametrize(
+    ("report", "why"),
+    [
+        ({}, "built without rnnkernels._eager"),
+        ({"eager": "malformed"}, "built without rnnkernels._eager"),
+        ({"eager": {"status": "failed", "reason": "no compiler", "torch": None}}, "no compiler"),
+        ({"eager": {"status": "built", "reason": None, "torch": "1.0"}}, "compiled against torch 1.0, and this is"),
+    ],
+    ids=["older", "malformed", "failed", "another torch"],
+)
+def test_without_a_module_for_this_torch_it_never_serves(monkeypatch, report, why):
+    status = dataclasses.replace(_library.load(), build=report)
+    monkeypatch.setattr(_library, "load", lambda: status)
     layers, cell, reason = direct._open()
-    assert reason == "gone" and layers(None, None, None) is NotImplemented and cell(True, None, None, None) is NotImplemented
+    assert why in reason and layers(None, None, None) is NotImplemented and cell(True, None, None, None) is NotImplemented
+
+
+def test_without_the_library_or_the_module_it_never_serves(monkeypatch):
+    monkeypatch.setattr(_library, "load", lambda: _library.Status(False, "gone", _library.PATH))
+    assert direct._open()[2] == "gone"
     monkeypatch.undo()
 
-    elsewhere = _library.Status(True, None, _library.PATH.with_name("nowhere.so"))
+    elsewhere = dataclasses.replace(_library.load(), path=_library.PATH.with_name("nowhere.so"))
     monkeypatch.setattr(_library, "load", lambda: elsewhere)
     layers, _, reason = direct._open()
     assert "nowhere.so" in reason and layers(None, None, None) is NotImplemented
     monkeypatch.undo()
 
-    monkeypatch.setattr("importlib.import_module", lambda name: nullcontext())  # an extension from before there was this
+    monkeypatch.setitem(sys.modules, "rnnkernels._eager", None)
     layers, _, reason = direct._open()
-    assert "DirectCall" in reason and layers(None, None, None) is NotImplemented
+    assert "_eager" in reason and layers(None, None, None) is NotImplemented

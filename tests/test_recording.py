@@ -3,9 +3,9 @@ gradients, saved tensors and errors from either, and Python's wherever Python ha
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import rnnkernels
-from rnnkernels import _library, autograd
+from rnnkernels import autograd, direct
 
 pytestmark = pytest.mark.usefixtures("native_library")
 
@@ -135,6 +135,66 @@ def test_gradients_can_be_differentiated_and_computed_in_batches(name: str) -> N
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("name", "proj_size"), [("LSTM", 0), ("LSTM", 3), ("GRU", 0)])
+def test_batches_of_gradients_of_each_result_alone(name: str, proj_size: int, steps: int) -> None:
+    module, x = module_and_input(name, **({"proj_size": proj_size} if proj_size else {}))
+    x = x[:steps].detach().requires_grad_()
+    inputs = [x, *module.parameters()]
+    for result in tensors(module(x)):
+        options = {"retain_graph": True, "allow_unused": True}
+        directions = torch.randn(5, *result.shape, dtype=result.dtype)
+        batched = torch.autograd.grad(result, inputs, directions, is_grads_batched=True, **options)
+        for i, direction in enumerate(directions):
+            for own, grad in zip(batched, torch.autograd.grad(result, inputs, direction, **options), strict=True):
+                # None: the result does not depend on that input, as c_n after one step does not on a projection.
+                torch.testing.assert_close(torch.zeros_like(grad) if own is None else own[i], grad)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradients_may_be_mapped_over(name: str) -> None:
+    module, x = module_and_input(name)
+    result = tensors(module(x))[0]
+    assert recorder(result) == "C++"
+    directions = torch.randn(3, *result.shape, dtype=result.dtype)
+
+    def gradient(direction):
+        return torch.autograd.grad(result, x, direction, retain_graph=True)[0]
+
+    torch.testing.assert_close(torch.func.vmap(gradient)(directions), torch.stack([gradient(d) for d in directions]))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_layers_below_the_first_that_learns_keep_nothing(name: str) -> None:
+    module, x = module_and_input(name, num_layers=3, bidirectional=True)
+    for parameter, label in ((p, label) for label, p in module.named_parameters()):
+        parameter.requires_grad_("_l2" in label)
+    x = x.detach()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        result = module(x)
+    assert recorder(result) == "C++"
+    assert sum(t.dim() == 5 for t in kept) == 1, "gates (directions, steps, batch, 4, H) of one layer"
+    learning = [p for p in module.parameters() if p.requires_grad]
+    with InPython():
+        expected = module(x)
+    ours, theirs = (torch.autograd.grad(tensors(r), learning, weightings(r)) for r in (result, expected))
+    assert all(map(torch.equal, [*tensors(result), *ours], [*tensors(expected), *theirs]))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_dropout_draws_what_it_draws_in_python(name: str) -> None:
+    module, x = module_and_input(name, num_layers=3, dropout=0.5)
+    results, draws = [], []
+    for mode in (nullcontext, InPython):
+        torch.manual_seed(3)
+        with mode():
+            results.append(module(x)[0])
+        draws.append(torch.rand(1))
+    assert [recorder(result) for result in results] == ["C++", "Python"]
+    assert torch.equal(*results) and torch.equal(*draws)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_same_tensors_are_saved_in_the_same_order(name: str) -> None:
     """So that activation checkpointing may record a call by one and compute it again by the other."""
@@ -244,12 +304,20 @@ def test_a_dispatch_mode_and_the_profiler_see_both_operators() -> None:
 def test_autocast_does_not_reach_backward() -> None:
     module, x = module_and_input("LSTM")
     module, x = module.float(), x.detach().float()
-    result = module(x)[0].sum()
+    result, weights = module(x)[0].sum(), list(module.parameters())
     assert recorder(result) == "C++"
-    expected = torch.autograd.grad(result, list(module.parameters()), retain_graph=True)
+    expected = torch.autograd.grad(result, weights, retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
-        again = torch.autograd.grad(result, list(module.parameters()))
+        again = torch.autograd.grad(result, weights, retain_graph=True)
+        batches = torch.autograd.grad(result, weights, torch.ones(2), retain_graph=True, is_grads_batched=True)
+        differentiable = torch.autograd.grad(result, weights, create_graph=True)
+        second = torch.autograd.grad(sum(grad.sum() for grad in differentiable), weights)
     assert all(map(torch.equal, expected, again))
+    for batch, grad in zip(batches, expected, strict=True):
+        torch.testing.assert_close(batch[1], grad)
+    differentiable = torch.autograd.grad(module(x)[0].sum(), weights, create_graph=True)
+    for own, grad in zip(second, torch.autograd.grad(sum(grad.sum() for grad in differentiable), weights), strict=True):
+        torch.testing.assert_close(own, grad)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -265,20 +333,8 @@ def test_backward_can_be_compiled() -> None:
             torch.testing.assert_close(leaf.grad, grad)
 
 
-@pytest.mark.parametrize(
-    ("report", "reason"),
-    [
-        ({}, "built before there were any"),
-        ({"autograd": {"status": "failed", "reason": "no compiler", "torch": None}}, "no compiler"),
-        ({"autograd": {"status": "built", "reason": None, "torch": "1.0"}}, "compiled against torch 1.0, not"),
-    ],
-    ids=["older", "failed", "another torch"],
-)
-def test_without_them_pythons_serve(monkeypatch: pytest.MonkeyPatch, report: dict, reason: str) -> None:
-    status = dataclasses.replace(_library.load(), build=report)
-    monkeypatch.setattr(_library, "load", lambda: status)
-    function, why = autograd._open()
-    assert reason in str(why)
-    monkeypatch.setattr(autograd, "_record", function)
+def test_without_them_pythons_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autograd, "_record", autograd._unavailable)
+    monkeypatch.setattr(direct, "layers", direct._unavailable)
     module, x = module_and_input("LSTM")
     assert recorder(module(x)) == "Python"

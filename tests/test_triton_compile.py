@@ -1,8 +1,8 @@
 """Every tiling that is shipped compiles for each architecture: within its registers and shared memory, on its matrix units.
 
 A tiling needs the more of both, the more hidden units' weights stay on chip: it is compiled at the largest hidden size it is
-offered for. RNNKERNELS_TEST_COMPILE=all compiles it at every size, half type and combination of flags, which takes hours;
-RNNKERNELS_TEST_COMPILE=sm_90 compiles for that architecture only.
+offered for. That takes minutes for each architecture: by default it is sm_90; RNNKERNELS_TEST_COMPILE names another one, or says
+"every". "all" compiles every tiling at every size, half type and combination of flags, too, which takes hours.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from cubins import DEVICES, Configuration, Report, compile_all
 
 from rnnkernels.backends.triton.plan import STEPWISE, Tiling, candidates
 
-WANTED = os.environ.get("RNNKERNELS_TEST_COMPILE")
+WANTED = os.environ.get("RNNKERNELS_TEST_COMPILE", "sm_90")
 EVERYTHING = WANTED == "all"
-ARCHITECTURES = [WANTED] if WANTED in DEVICES else list(DEVICES)
+ARCHITECTURES = list(DEVICES) if WANTED in ("all", "every") else [WANTED]
 #: What Triton compiled is kept there, and found again while nothing it depends on has changed.
 CACHE = Path(__file__).resolve().parent.parent / "build" / "triton-cache"
 

@@ -450,7 +450,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> gru_backward(
 
 }  // namespace
 
-// For direct.cpp, which is in another library.
+// For direct.h, which is in another library.
 extern "C" __attribute__((visibility("default"))) const rnnkernels::cpu::Kernels* rnnkernels_cpu_kernels() {
   return &rnnkernels::cpu::kernels();
 }

@@ -1,4 +1,4 @@
-// The optional module rnnkernels._C: facts about this build, plans of the kernels, calls past the operators, streams, and what
+// The optional module rnnkernels._C: facts about this build, plans of the kernels, streams, and what
 // the machine can do at most. The operators do not need it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,7 +11,6 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/sequence.h"
 #include "../cuda/plan.h"
-#include "direct.h"
 #include "stream.h"
 #include "wall.h"
 
@@ -152,7 +151,6 @@ PYBIND11_MODULE(_C, m) {
         "(by_units) by the units of every step.",
         py::kw_only(), py::arg("cell"), py::arg("steps"), py::arg("batch"), py::arg("input_size"), py::arg("hidden_size"),
         py::arg("state_size"), py::arg("directions") = 1, py::arg("has_projection") = false, py::arg("threads"));
-  rnnkernels::python::bind_direct(m);
   rnnkernels::python::bind_stream(m);
   rnnkernels::python::bind_wall(m);
 }

@@ -1,13 +1,13 @@
-// The optional module rnnkernels._autograd: the Functions of rnnkernels/autograd.py in C++, for calls that need nothing of Python.
-// Entering Python for forward and again for backward takes several times as long as the arithmetic of a small step. Unlike the
-// rest of the package this is compiled against one version of torch; setup.py says which, and autograd.py asks.
-#include <ATen/PythonTorchFunctionTLS.h>
+// The Functions of rnnkernels/autograd.py, for calls that need nothing of Python: entering it for forward and again for backward
+// takes several times as long as the arithmetic of a small step.
+#pragma once
+
+#include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/pybind11.h>
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/jit/frontend/tracer.h>
 
 #include <memory>
 #include <mutex>
@@ -16,16 +16,15 @@
 #include <utility>
 #include <vector>
 
-namespace py = pybind11;
-
 namespace rnnkernels {
 
+namespace py = pybind11;
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 // States that a step carries: LSTM h and c, GRU h.
-constexpr size_t kMostStates = 2;
+inline constexpr size_t kMostStates = 2;
 
 // One cell's operators in one family of backends.
 struct Operators {
@@ -37,7 +36,7 @@ struct Operators {
 };
 
 // Each is looked up once, and stays where it is.
-const Operators& find_operators(bool lstm, const std::string& family) {
+inline const Operators& find_operators(bool lstm, const std::string& family) {
   static std::mutex mutex;
   static std::vector<std::unique_ptr<const Operators>> known;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -67,23 +66,39 @@ struct Needs {
   bool input, weights;
 };
 
-c10::IValue optional(const Tensor& tensor) { return tensor.defined() ? c10::IValue(tensor) : c10::IValue(); }
+inline c10::IValue optional(const Tensor& tensor) { return tensor.defined() ? c10::IValue(tensor) : c10::IValue(); }
 
-void push_flags(const Call& call, torch::jit::Stack* stack) {
+inline void push_flags(const Call& call, torch::jit::Stack* stack) {
   stack->emplace_back(call.has_biases);
   if (call.operators->lstm) stack->emplace_back(call.has_projection);
   stack->emplace_back(call.bidirectional);
 }
 
 // See call_below_autograd in rnnkernels/calling.py.
-void call_below_autograd(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+inline void call_below_autograd(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::autocast_dispatch_keyset);
   op.callBoxed(stack);
 }
 
+// The forward operator's results. c0: none for a GRU.
+inline torch::jit::Stack run_forward(const Call& call, const Tensor& input, const Tensor& h0, const std::optional<Tensor>& c0,
+                                     at::TensorList weights, bool save_for_backward) {
+  torch::jit::Stack stack;
+  stack.reserve(10);
+  stack.emplace_back(input);
+  stack.push_back(optional(call.batch_sizes));
+  stack.emplace_back(h0);
+  if (c0.has_value()) stack.emplace_back(*c0);
+  stack.emplace_back(c10::List<Tensor>(weights));
+  push_flags(call, &stack);
+  stack.emplace_back(save_for_backward);
+  call_below_autograd(call.operators->forward, &stack);
+  return stack;
+}
+
 // Gradients of input, states and each weight; undefined where not needed. grads: of output, undefined for one step, and states.
-variable_list gradients(const Call& call, const Saved& saved, const variable_list& grads, Needs needs) {
+inline variable_list gradients(const Call& call, const Saved& saved, const variable_list& grads, Needs needs) {
   const size_t states = call.operators->states();
   torch::jit::Stack stack;
   stack.reserve(16);
@@ -108,8 +123,8 @@ variable_list gradients(const Call& call, const Saved& saved, const variable_lis
 }
 
 // The same by rnnkernels.autograd.layer_backward, whose results can be differentiated, which torch.func can transform, and which
-// takes batches of gradients.
-variable_list gradients_through_python(const Call& call, const Saved& saved, const variable_list& grads, Needs needs) {
+// differentiates the reference equations for batches of gradients.
+inline variable_list gradients_through_python(const Call& call, const Saved& saved, const variable_list& grads, Needs needs) {
   const py::gil_scoped_acquire held;
   const auto object = [](const Tensor& tensor) {
     return tensor.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)) : py::object(py::none());
@@ -142,24 +157,14 @@ variable_list gradients_through_python(const Call& call, const Saved& saved, con
 // so that what is saved for one may be recomputed by the other.
 template <class Function>
 struct LayerFunction : torch::autograd::Function<Function> {
-  // Nothing in backward depends on more than what it is given and what is saved.
+  // Compiled autograd may trace backward: it keeps no tensors but those that are saved.
   static constexpr bool is_traceable = true;
 
-  // -> output, if there is more than one step, and final states. c0: none for a GRU.
+  // -> output, but for one step, and final states. c0: none for a GRU.
   static variable_list forward(AutogradContext* context, const Call& call, const Tensor& input, const Tensor& h0,
                                const std::optional<Tensor>& c0, at::TensorList weights) {
     const size_t states = call.operators->states();
-    torch::jit::Stack stack;
-    stack.reserve(10);
-    stack.emplace_back(input);
-    stack.push_back(optional(call.batch_sizes));
-    stack.emplace_back(h0);
-    if (c0.has_value()) stack.emplace_back(*c0);
-    stack.emplace_back(c10::List<Tensor>(weights));
-    push_flags(call, &stack);
-    stack.emplace_back(true);
-    call_below_autograd(call.operators->forward, &stack);
-
+    const torch::jit::Stack stack = run_forward(call, input, h0, c0, weights, true);
     // Backward reads output only to know the state before steps 1, 2, ...: one step has none, and h0 stands in, so that a caller
     // may change h in place.
     const Tensor output = call.one_step ? h0 : stack[0].toTensor();
@@ -214,7 +219,7 @@ struct LayerFunction : torch::autograd::Function<Function> {
   }
 };
 
-// Their names are those of nodes in a graph.
+// As CppNode<rnnkernels::LSTMFunction> they stand in a graph.
 struct LSTMFunction : LayerFunction<LSTMFunction> {
   static constexpr bool kLstm = true;
 };
@@ -222,51 +227,29 @@ struct GRUFunction : LayerFunction<GRUFunction> {
   static constexpr bool kLstm = false;
 };
 
-// A tensor or parameter, not of a subclass that has a say in what operators do.
-bool read(py::handle object, Tensor* tensor) {
-  if (!THPVariable_CheckExact(object.ptr())) return false;
-  *tensor = THPVariable_Unpack(object.ptr());
-  return true;
+// Apply them -> what LayerFunction::forward gives. states: h and, for an LSTM, c.
+inline variable_list record(const Call& call, const Tensor& input, at::ArrayRef<Tensor> states, at::TensorList weights) {
+  if (call.operators->lstm)
+    return LSTMFunction::apply(call, input, states[0], std::make_optional(states[1]), weights);
+  return GRUFunction::apply(call, input, states[0], std::optional<Tensor>(), weights);
 }
 
-py::object record(const std::string& cell, const std::string& family, const py::tuple& flags, bool one_step,
-                  const py::object& batch_sizes, const py::object& input, const py::sequence& states,
-                  const py::sequence& weights) {
-  HANDLE_TH_ERRORS
-  const py::object not_implemented = py::reinterpret_borrow<py::object>(Py_NotImplemented);
-  if (at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing()) return not_implemented;
-  if (cell != "lstm" && cell != "gru") throw py::value_error("cell must be lstm or gru");
-  const bool lstm = cell == "lstm";
-  const Operators& operators = find_operators(lstm, family);
-  if (states.size() != operators.states() || flags.size() != (lstm ? 3 : 2)) throw py::value_error("wrong number of states or flags");
-  Call call{&operators, flags[0].cast<bool>(), lstm && flags[1].cast<bool>(), flags[lstm ? 2 : 1].cast<bool>(), one_step, {}};
-  Tensor x, first[kMostStates];
-  variable_list all(weights.size());
-  if ((!batch_sizes.is_none() && !read(batch_sizes, &call.batch_sizes)) || !read(input, &x)) return not_implemented;
-  for (size_t i = 0; i < states.size(); ++i)
-    if (!read(py::object(states[i]), &first[i])) return not_implemented;
-  for (size_t i = 0; i < all.size(); ++i)
-    if (!read(py::object(weights[i]), &all[i])) return not_implemented;
+inline bool any_requires_grad(at::TensorList tensors) {
+  for (const Tensor& tensor : tensors)
+    if (tensor.requires_grad()) return true;
+  return false;
+}
 
+// Output and final states of a layer of a stack, recorded if there is something to record.
+inline variable_list record_where_needed(const Call& call, const Tensor& input, at::ArrayRef<Tensor> states,
+                                         at::TensorList weights) {
+  if (input.requires_grad() || any_requires_grad(states) || any_requires_grad(weights)) return record(call, input, states, weights);
+  const bool lstm = call.operators->lstm;
+  const torch::jit::Stack stack =
+      run_forward(call, input, states[0], lstm ? std::make_optional(states[1]) : std::nullopt, weights, false);
   variable_list results;
-  {
-    const py::gil_scoped_release released;
-    results = lstm ? LSTMFunction::apply(call, x, first[0], std::make_optional(first[1]), at::TensorList(all))
-                   : GRUFunction::apply(call, x, first[0], std::optional<Tensor>(), at::TensorList(all));
-  }
-  py::tuple wrapped(results.size());
-  for (size_t i = 0; i < results.size(); ++i)
-    wrapped[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(results[i])));
-  return wrapped;
-  END_HANDLE_TH_ERRORS_PYBIND
+  for (size_t i = 0; i < 1 + states.size(); ++i) results.push_back(stack[i].toTensor());
+  return results;
 }
 
 }  // namespace rnnkernels
-
-PYBIND11_MODULE(_autograd, m) {
-  m.doc() = "The Functions of rnnkernels.autograd in C++.";
-  m.def("record", &rnnkernels::record, py::arg("cell"), py::arg("family"), py::arg("flags"), py::arg("one_step"),
-        py::arg("batch_sizes"), py::arg("input"), py::arg("states"), py::arg("weights"),
-        "-> (output, *final_states), of one step final_states only, whose gradients are the backward operator's; or "
-        "NotImplemented, with a tensor of a subclass, in a TorchFunctionMode and while a tracer is on.");
-}
