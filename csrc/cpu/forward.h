@@ -278,15 +278,22 @@ class Forward {
 
     alignas(64) C h_part[kBlockRows * kWidth];
     const int64_t blocks = divide_up(rows, kBlockRows);
-    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-      const C* panel_x_part = x_part + panel * capacity_ * kWidth;
+    // Few rows take several panels at once: a row's gates are a chain of dependent instructions, and several chains overlap.
+    const int64_t together = blocks == 1 ? kBlockRows / rows : 1;
+    for (int64_t first = panels.first; first < panels.last; first += together) {
+      const int64_t count = smaller(together, panels.last - first);
       for (int64_t block = 0; block < blocks; ++block) {
         const Range part = share(rows, block, blocks);
-        multiply_gates(w_hh, kGates, panel, Matrix<const A>{h_prev.row(slice.first + part.first), h_prev.stride},
-                       part.size(), h_part);
-        for (int64_t b = part.first; b < part.last; ++b)
-          Cell::forward(units(d, t, slice.first + b, panel, panel_x_part + b * kWidth,
-                              h_part + (b - part.first) * kWidth, h_prev, h_next, b >= goes_on));
+        const Matrix<const A> h{h_prev.row(slice.first + part.first), h_prev.stride};
+        const auto h_part_of = [&](int64_t i) { return h_part + i * part.size() * kWidth; };
+        for (int64_t i = 0; i < count; ++i) multiply_gates(w_hh, kGates, first + i, h, part.size(), h_part_of(i));
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t panel = first + i;
+          const C* panel_x_part = x_part + panel * capacity_ * kWidth;
+          for (int64_t b = part.first; b < part.last; ++b)
+            Cell::forward(units(d, t, slice.first + b, panel, panel_x_part + b * kWidth,
+                                h_part_of(i) + (b - part.first) * kWidth, h_prev, h_next, b >= goes_on));
+        }
       }
     }
     if (layer_.has_projection) project_state(d, slice, t, rows, h_next, goes_on);

@@ -155,8 +155,8 @@ inline Division divide(const Layer& layer, int gates, int threads) {
   const int64_t per_direction = larger(threads / layer.directions, 1);
   const int64_t step_work = gates * layer.hidden_size * layer.state_size * layer.batch;
   // With fewer rows than this a slice spends its time fetching weights, which sharing units halves. Meeting after each step
-  // costs about as much as a tenth of that many products.
-  constexpr int64_t kFewRows = 3, kStepWorthSharing = 40000;
+  // costs about as much as a fifth of that many products.
+  constexpr int64_t kFewRows = 3, kStepWorthSharing = 19000;
   // With fewer than this it still gains a little by fetching a share of the weights only, if steps are long enough to wait for
   // whoever is late.
   constexpr int64_t kSomeRows = 12, kStepWorthWaiting = 1000000;
