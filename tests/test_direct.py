@@ -32,14 +32,16 @@ def short(module, input, hx=None):
         return direct.layers(module, input, hx)
 
 
+class _Nothing(TorchFunctionMode):
+    """Does nothing, but closes the short way."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
 def long(module, input, hx=None):
-    """What the module gives when the short way is closed: a TorchFunctionMode that does nothing closes it."""
-
-    class Nothing(TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            return function(*args, **(kwargs or {}))
-
-    with torch.no_grad(), Nothing():
+    """What the module gives when the short way is closed."""
+    with torch.no_grad(), _Nothing():
         return module(input, hx)
 
 
@@ -209,7 +211,7 @@ class _Watching(TorchDispatchMode):
         lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
         forward_ad.dual_level,
         _Watching,
-        lambda: torch.device("cpu"),  # a TorchFunctionMode
+        _Nothing,
     ],
     ids=["reference", "aten", "autocast", "profiler", "forward mode", "dispatch mode", "function mode"],
 )
@@ -229,6 +231,16 @@ def test_a_profiler_of_all_threads_is_noticed_in_each(native_library):
     module = rnnkernels.LSTM(5, 7)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]), ThreadPoolExecutor(1) as pool:
         assert pool.submit(short, module, torch.randn(4, 3, 5)).result() is NotImplemented
+
+
+def test_a_default_device_changes_nothing():
+    module, x = rnnkernels.LSTM(5, 7), torch.randn(4, 3, 5)
+    expected = long(module, x)
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            assert_same_bits(short(module, x), expected)
+            with _Nothing():
+                assert short(module, x) is NotImplemented
 
 
 def test_a_backend_asked_for_by_name_is_the_same_way():

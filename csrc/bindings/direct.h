@@ -12,6 +12,7 @@
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 
 #include <algorithm>
@@ -48,6 +49,17 @@ inline bool read(py::handle object, Tensor* tensor) {
   if (!THPVariable_CheckExact(object.ptr())) return false;
   *tensor = THPVariable_Unpack(object.ptr());
   return true;
+}
+
+// Whether a TorchFunctionMode has a say in what operators do. torch.set_default_device's and torch.device's has none here: tensors
+// are made like others.
+inline bool in_function_mode() {
+  using Stack = at::impl::PythonTorchFunctionTLS;
+  if (!at::impl::torch_function_mode_enabled()) return false;
+  if (Stack::stack_len() > 1) return true;
+  static const auto* const default_device = reinterpret_cast<PyTypeObject*>(
+      py::object(py::module_::import("torch.utils._device").attr("DeviceContext")).release().ptr());
+  return Py_TYPE(Stack::get_stack_at(0)->ptr(getPyInterpreter())) != default_device;
 }
 
 inline py::object wrap(Tensor tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(tensor))); }
@@ -287,7 +299,7 @@ class DirectCall {
   }
 
   bool nothing_else_goes_on() const {
-    if (kernels() == nullptr || at::impl::torch_function_mode_enabled() || c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+    if (kernels() == nullptr || in_function_mode() || c10::impl::TorchDispatchModeTLS::any_modes_set() ||
         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
         torch::jit::tracer::isTracing() || at::autocast::is_autocast_enabled(at::kCPU) || at::hasCallbacks())
       return false;

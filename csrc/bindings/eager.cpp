@@ -13,7 +13,7 @@ py::object record_call(const std::string& cell, const std::string& family, const
                        const py::sequence& weights) {
   HANDLE_TH_ERRORS
   const py::object not_implemented = py::reinterpret_borrow<py::object>(Py_NotImplemented);
-  if (at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing()) return not_implemented;
+  if (in_function_mode() || torch::jit::tracer::isTracing()) return not_implemented;
   if (cell != "lstm" && cell != "gru") return not_implemented;  // one that has no kernels here yet
   const bool lstm = cell == "lstm";
   if (states.size() != (lstm ? 2 : 1) || flags.size() != (lstm ? 3 : 2)) throw py::value_error("wrong number of states or flags");
