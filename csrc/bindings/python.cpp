@@ -64,7 +64,7 @@ py::dict cpu_division(const std::string& cell, int64_t steps, int64_t batch, int
   if (directions != 1 && directions != kMostDirections) throw std::invalid_argument("directions must be 1 or 2");
   const Layer layer{Dtype::kFloat32, steps, batch, steps * batch, nullptr, input_size, hidden_size, state_size,
                     directions, true, has_projection};
-  const auto division = RNNKERNELS_ISA::divide(layer, cell == "lstm" ? 4 : 3, threads);
+  const auto division = RNNKERNELS_ISA::divide_forward(layer, cell == "lstm" ? 4 : 3, threads);
   py::dict result;
   result["slices"] = division.slices;
   result["by_units"] = division.by_units;

@@ -39,25 +39,26 @@ class Forward {
   static constexpr int64_t kBlockRows = 24;      // rows whose recurrent parts wait in the first-level cache
   static constexpr int64_t kChunkBytes = 196608;  // of projected inputs, to stay in the second-level cache
   static constexpr int64_t kChunkRows = 128;      // at least: fewer do not repay the pass over large weights
-  // Fewer rows, and for W_hh steps too, do not repay the packing: their products read the weights as they lie.
-  static constexpr int64_t kRowsWorthPacking = 20;
-  static constexpr int64_t kStepsWorthPacking = 8;
+  static constexpr int64_t kStepsWorthPacking = 8;  // W_hh; or kRowsWorthPacking
 
  public:
   // A null workspace only measures how much is needed.
   Forward(const Layer& layer, bool save, int threads, void* workspace)
-      : layer_(layer), arena_(workspace), steps_(layer, arena_), division_(divide(layer, kGates, threads)),
+      : layer_(layer), arena_(workspace), steps_(layer, arena_), division_(divide_forward(layer, kGates, threads)),
         panels_(GateWeights<S>::panel_count(layer.hidden_size)), save_(save) {
     const int64_t slice_rows = layer.batch_sizes == nullptr ? divide_up(layer.batch, division_.slices) : layer.batch;
     const int64_t most_rows = layer.batch_sizes == nullptr ? slice_rows * layer.steps : layer.rows;
     const int64_t fitting = kChunkBytes / larger(panels_ * kWidth * int64_t(sizeof(C)), 1);
     capacity_ = larger(slice_rows, smaller(larger(fitting, kChunkRows), most_rows));
+    packs_when_used_ = layer.steps == 1 && layer.rows >= kRowsWorthPacking && (division_.by_units || division_.slices == 1);
     for (int d = 0; d < layer.directions; ++d) {
       Direction& to = directions_[d];
       to.bias = arena_.take<C>(panels_ * 4 * kLanes<C>);
-      if (layer.rows >= kRowsWorthPacking)
+      if (packs_when_used_)
+        to.panels = arena_.take<A>((division_.by_units ? threads : 1) * largest_panel());
+      else if (layer.rows >= kRowsWorthPacking)
         to.w_ih = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
-      if (layer.steps >= kStepsWorthPacking || layer.rows >= kRowsWorthPacking)
+      if (!packs_when_used_ && (layer.steps >= kStepsWorthPacking || layer.rows >= kRowsWorthPacking))
         to.w_hh = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
       for (Matrix<A>& h : to.h) h = arena_.take_rows<A>(layer.batch, layer.state_size);
       if (Cell::kHasCellState) to.c = arena_.take_rows<C>(layer.batch, layer.hidden_size);
@@ -89,8 +90,9 @@ class Forward {
  private:
   struct Direction {
     C* bias;                // (panels, 4, lanes)
-    A* w_ih = nullptr;      // gate panels; null: not packed
-    A* w_hh = nullptr;      // gate panels; null: not packed
+    A* w_ih = nullptr;      // gate panels; null: not packed, or not before they are used
+    A* w_hh = nullptr;      // gate panels; null: not packed, or not before they are used
+    A* panels = nullptr;    // a gate panel for each thread, where they are packed when they are used
     C* w_hr = nullptr;      // column panels of W_hr^T
     Matrix<A> h[2];         // (N, P): the state before and after a step, in turn
     Matrix<C> carried{};    // (N, H): h where operands round it, for the share that bypasses the weights
@@ -154,6 +156,22 @@ class Forward {
                        layer_.hidden_size, depth, panel);
   }
 
+  int64_t largest_panel() const {
+    return larger(GateWeights<S>::panel_size(kGates, layer_.input_size), GateWeights<S>::panel_size(kGates, layer_.state_size));
+  }
+
+  // Weights to multiply with one of their panels. Those of a single step are used once: packed as a whole, they would go to memory
+  // and come back, where a panel stays in the cache.
+  GateWeights<S> with_panel(int d, const void* rows, const A* packed, int64_t depth, int64_t panel, int64_t part) const {
+    if (packs_when_used_) {
+      // Panels are addressed from the first one on.
+      A* const own = directions_[d].panels + part * largest_panel() - panel * GateWeights<S>::panel_size(kGates, depth);
+      pack(own, rows, depth, panel);
+      packed = own;
+    }
+    return {static_cast<const S*>(rows), packed, layer_.hidden_size, depth};
+  }
+
   void pack_bias(C* to, const Weights& from, int64_t panel) const {
     const int64_t unit = panel * kLanes<C>;
     const int64_t count = smaller(layer_.hidden_size - unit, kLanes<C>);
@@ -175,8 +193,8 @@ class Forward {
     const Range rows = slice(index);
     for (Chunk chunk = first_chunk(d, index, rows); chunk.steps.size() > 0; chunk = next_chunk(d, index, rows, chunk)) {
       gather(d, index, rows, chunk, chunk.steps);
-      project(d, chunk, {0, panels_});
-      each_step(d, rows, chunk, [&](int64_t t, const C* x_part) { step(d, rows, t, x_part, {0, panels_}); });
+      project(d, chunk, {0, panels_}, 0);
+      each_step(d, rows, chunk, [&](int64_t t, const C* x_part) { step(d, rows, t, x_part, {0, panels_}, 0); });
     }
     finish_cells(d, rows);
   }
@@ -189,10 +207,10 @@ class Forward {
       gather(d, 0, rows, chunk, chunk.steps);
       run_rounds(parallel, parts, chunk.steps.size(), [&](int64_t round, int64_t part) {
         const Range panels = share(panels_, part, parts);
-        if (round == 0) project(d, chunk, panels);
+        if (round == 0) project(d, chunk, panels, part);
         const int64_t t = reverse(d) ? chunk.steps.last - 1 - round : chunk.steps.first + round;
         const int64_t row = steps_.offset(t) - steps_.offset(chunk.steps.first);
-        step(d, rows, t, chunk.x_part + row * kWidth, panels);
+        step(d, rows, t, chunk.x_part + row * kWidth, panels, part);
       });
     }
     finish_cells(d, rows);
@@ -241,12 +259,13 @@ class Forward {
     chunk.x = {x.data, x.stride};
   }
 
-  // W_ih x for all rows of a chunk (the input half of L1, G1, G2, G4).
-  void project(int d, const Chunk& chunk, Range panels) const {
-    const GateWeights<S> w_ih{static_cast<const S*>(arguments_->weights[d].w_ih), directions_[d].w_ih,
-                              layer_.hidden_size, layer_.input_size};
-    for (int64_t panel = panels.first; panel < panels.last; ++panel)
+  // W_ih x for all rows of a chunk (the input half of L1, G1, G2, G4); part: whose share the panels are.
+  void project(int d, const Chunk& chunk, Range panels, int64_t part) const {
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      const GateWeights<S> w_ih =
+          with_panel(d, arguments_->weights[d].w_ih, directions_[d].w_ih, layer_.input_size, panel, part);
       multiply_gates(w_ih, kGates, panel, chunk.x, chunk.rows, chunk.x_part + panel * capacity_ * kWidth);
+    }
   }
 
   // Calls body(t, x_part of the first row of step t) in the order of the direction.
@@ -265,34 +284,34 @@ class Forward {
 
   // ---- One step -----------------------------------------------------------------------------------
 
-  void step(int d, Range slice, int64_t t, const C* x_part, Range panels) const {
+  void step(int d, Range slice, int64_t t, const C* x_part, Range panels, int64_t part) const {
     const int64_t rows = steps_.active(t, slice);
     if (rows == 0) return;
     const Direction& direction = directions_[d];
     const int64_t done = reverse(d) ? layer_.steps - 1 - t : t;
     const Matrix<A> h_prev = direction.h[done % 2], h_next = direction.h[(done + 1) % 2];
-    const GateWeights<S> w_hh{static_cast<const S*>(arguments_->weights[d].w_hh), direction.w_hh, layer_.hidden_size,
-                              layer_.state_size};
     // Rows from this one on are at their last step.
     const int64_t goes_on = reverse(d) ? (t == 0 ? 0 : rows) : steps_.active(t + 1, slice);
 
     alignas(64) C h_part[kBlockRows * kWidth];
     const int64_t blocks = divide_up(rows, kBlockRows);
     // Few rows take several panels at once: a row's gates are a chain of dependent instructions, and several chains overlap.
-    const int64_t together = blocks == 1 ? kBlockRows / rows : 1;
+    const int64_t together = blocks == 1 && !packs_when_used_ ? kBlockRows / rows : 1;
     for (int64_t first = panels.first; first < panels.last; first += together) {
       const int64_t count = smaller(together, panels.last - first);
+      const GateWeights<S> w_hh =
+          with_panel(d, arguments_->weights[d].w_hh, direction.w_hh, layer_.state_size, first, part);
       for (int64_t block = 0; block < blocks; ++block) {
-        const Range part = share(rows, block, blocks);
-        const Matrix<const A> h{h_prev.row(slice.first + part.first), h_prev.stride};
-        const auto h_part_of = [&](int64_t i) { return h_part + i * part.size() * kWidth; };
-        for (int64_t i = 0; i < count; ++i) multiply_gates(w_hh, kGates, first + i, h, part.size(), h_part_of(i));
+        const Range own = share(rows, block, blocks);
+        const Matrix<const A> h{h_prev.row(slice.first + own.first), h_prev.stride};
+        const auto h_part_of = [&](int64_t i) { return h_part + i * own.size() * kWidth; };
+        for (int64_t i = 0; i < count; ++i) multiply_gates(w_hh, kGates, first + i, h, own.size(), h_part_of(i));
         for (int64_t i = 0; i < count; ++i) {
           const int64_t panel = first + i;
           const C* panel_x_part = x_part + panel * capacity_ * kWidth;
-          for (int64_t b = part.first; b < part.last; ++b)
+          for (int64_t b = own.first; b < own.last; ++b)
             Cell::forward(units(d, t, slice.first + b, panel, panel_x_part + b * kWidth,
-                                h_part_of(i) + (b - part.first) * kWidth, h_prev, h_next, b >= goes_on));
+                                h_part_of(i) + (b - own.first) * kWidth, h_prev, h_next, b >= goes_on));
         }
       }
     }
@@ -372,6 +391,7 @@ class Forward {
   Division division_;
   int64_t panels_;
   int64_t capacity_;  // rows of a chunk
+  bool packs_when_used_;
   bool save_;
   Direction directions_[kMostDirections];
   const ForwardArguments* arguments_ = nullptr;

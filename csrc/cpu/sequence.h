@@ -145,6 +145,9 @@ void run_tasks(const Parallel& parallel, int64_t count, bool worth_sharing, cons
 // Waking the pool costs about as much as this many multiply-adds.
 inline constexpr int64_t kWorthSharing = 100000;
 
+// Fewer rows do not repay the packing of weights forward: their products read them as they lie.
+inline constexpr int64_t kRowsWorthPacking = 20;
+
 // How the recurrence is divided: slices per direction, or the units of each step.
 struct Division {
   int64_t slices;
@@ -166,6 +169,12 @@ inline Division divide(const Layer& layer, int gates, int threads) {
        (layer.batch < kSomeRows * per_direction && step_work >= kStepWorthWaiting * per_direction));
   if (by_units) return {1, true};
   return {larger(smaller(per_direction, layer.batch), 1), false};
+}
+
+// The same for the forward pass alone. A single step has nobody to wait for: whoever takes units reads only a share of the weights.
+inline Division divide_forward(const Layer& layer, int gates, int threads) {
+  if (layer.steps == 1 && !layer.has_projection && layer.rows >= kRowsWorthPacking && threads > layer.directions) return {1, true};
+  return divide(layer, gates, threads);
 }
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA

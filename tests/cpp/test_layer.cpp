@@ -310,6 +310,10 @@ void check_special_shapes() {
     check_shape<float>({lstm, 3, 90, {}, 9, 12, 12, 2, true, false}, 7);    // more rows than a block, one step a chunk
     check_shape<float>({lstm, 3, 17, {}, 30, 240, 240, 1, true, false}, 8);  // units shared for the sake of the weights
     check_shape<float>({lstm, 3, 40, {}, 70, 66, 66, 1, true, false}, 9);    // enough rows to pack W_hh for few steps
+    check_shape<float>({lstm, 1, 40, {}, 70, 66, 66, 1, true, false}, 10);  // one step, weights packed when used
+    check_shape<double>({lstm, 1, 23, {}, 9, 31, 31, 2, true, false}, 11);
+    check_shape<BFloat16>({lstm, 1, 30, {30}, 7, 70, 70, 1, false, false}, 12);
+    if (lstm) check_shape<float>({lstm, 1, 25, {}, 33, 17, 9, 2, true, true}, 13);
   }
 }
 
