@@ -7,13 +7,13 @@
 #include <ATen/ATen.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/record_function.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/profiler/orchestration/observer.h>
 
 #include <algorithm>
 #include <optional>
@@ -301,7 +301,8 @@ class DirectCall {
   bool nothing_else_goes_on() const {
     if (kernels() == nullptr || in_function_mode() || c10::impl::TorchDispatchModeTLS::any_modes_set() ||
         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-        torch::jit::tracer::isTracing() || at::autocast::is_autocast_enabled(at::kCPU) || at::hasCallbacks())
+        torch::jit::tracer::isTracing() || at::autocast::is_autocast_enabled(at::kCPU) ||
+        torch::profiler::impl::profilerEnabled())
       return false;
     const py::object backend = selection_.attr(keys_.name);
     if (!backend.is(keys_.automatic) && !backend.equal(keys_.automatic) && !backend.equal(keys_.cpu)) return false;
