@@ -240,7 +240,7 @@ def layer_backward(
     needs_weights: bool,
 ) -> list[Tensor | None]:
     """-> gradients of input, states and each weight, None where not needed."""
-    if derivatives.is_batch(grads):
+    if not torch.compiler.is_compiling() and derivatives.is_batch(grads):
         return derivatives.batch_of_gradients(cell, layer, grads)
     if torch.is_grad_enabled():  # somebody may differentiate these gradients
         d_input, *rest = apply(
