@@ -73,6 +73,11 @@ def load_eager() -> tuple[ModuleType | None, str | None]:
         return None, f"rnnkernels._eager does not load: {error}"
 
 
+def declines(*_: object) -> Any:
+    """In place of a function of that module which cannot be used."""
+    return NotImplemented
+
+
 def status() -> Status:
     """What :func:`load` found."""
     return load()

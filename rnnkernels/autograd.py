@@ -220,12 +220,8 @@ _LAYER_FUNCTIONS = {"lstm": LSTMFunction, "gru": GRUFunction}
 _CELL_FUNCTIONS = {"lstm": LSTMCellFunction, "gru": GRUCellFunction}
 
 
-def _unavailable(*_: object) -> Any:
-    return NotImplemented
-
-
 _eager, reason = _library.load_eager()
-_record: Callable[..., Any] = _unavailable if _eager is None else _eager.record
+_record: Callable[..., Any] = _library.declines if _eager is None else _eager.record
 
 
 # --- backward ------------------------------------------------------------------------------------------------------------
@@ -240,7 +236,7 @@ def layer_backward(
     needs_weights: bool,
 ) -> list[Tensor | None]:
     """-> gradients of input, states and each weight, None where not needed."""
-    if not torch.compiler.is_compiling() and derivatives.is_batch(grads):
+    if derivatives.is_batch(grads):
         return derivatives.batch_of_gradients(cell, layer, grads)
     if torch.is_grad_enabled():  # somebody may differentiate these gradients
         d_input, *rest = apply(

@@ -70,6 +70,8 @@ def saved(ctx) -> Saved:
 
 def is_batch(grads: Sequence[Tensor | None]) -> bool:
     """Whether these are the batches of gradients of ``torch.autograd.grad(is_grads_batched=True)``, which no operator takes."""
+    if torch.compiler.is_compiling():  # cannot trace the question; no traced gradient is one
+        return False
     return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
 
 

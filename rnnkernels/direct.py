@@ -21,19 +21,15 @@ from typing import Any
 from . import _library, backends
 
 
-def _unavailable(*_: object) -> Any:
-    return NotImplemented
-
-
 def _open() -> tuple[Callable[..., Any], Callable[..., Any], str | None]:
     """-> the two functions, and why they never serve, if they do not."""
     module, why = _library.load_eager()
     if module is None:
-        return _unavailable, _unavailable, why
+        return _library.declines, _library.declines, why
     try:
         call = module.DirectCall(str(_library.load().path), backends._selection)
     except RuntimeError as error:  # a library without kernels to call
-        return _unavailable, _unavailable, str(error)
+        return _library.declines, _library.declines, str(error)
     return call.layers, call.cell, None
 
 

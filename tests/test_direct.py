@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from modes import Nothing, Watching
 from pairs import CLASSES, pair, tensors
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkernels
 from rnnkernels import _library, direct
@@ -32,16 +31,9 @@ def short(module, input, hx=None):
         return direct.layers(module, input, hx)
 
 
-class _Nothing(TorchFunctionMode):
-    """Does nothing, but closes the short way."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        return function(*args, **(kwargs or {}))
-
-
 def long(module, input, hx=None):
     """What the module gives when the short way is closed."""
-    with torch.no_grad(), _Nothing():
+    with torch.no_grad(), Nothing():
         return module(input, hx)
 
 
@@ -192,16 +184,6 @@ def test_results_are_tensors_of_their_own():
 # --- who would notice ----------------------------------------------------------------------------------------------------
 
 
-class _Watching(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(
     "context",
     [
@@ -210,8 +192,8 @@ class _Watching(TorchDispatchMode):
         lambda: torch.autocast("cpu", torch.bfloat16),
         lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
         forward_ad.dual_level,
-        _Watching,
-        _Nothing,
+        Watching,
+        Nothing,
     ],
     ids=["reference", "aten", "autocast", "profiler", "forward mode", "dispatch mode", "function mode"],
 )
@@ -239,7 +221,7 @@ def test_a_default_device_changes_nothing():
     for device in ("cpu", "meta"):
         with torch.device(device):
             assert_same_bits(short(module, x), expected)
-            with _Nothing():
+            with Nothing():
                 assert short(module, x) is NotImplemented
 
 
@@ -254,7 +236,7 @@ def test_tracers_see_the_operators():
     with torch.no_grad():
         graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x: module(x)[0])(x).graph
         assert any("lstm_forward" in str(node.target) for node in graph.nodes)
-        with _Watching() as watching:
+        with Watching() as watching:
             module(x)
         assert "rnnkernels.lstm_forward.default" in watching.seen
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

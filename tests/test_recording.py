@@ -9,24 +9,16 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from modes import Nothing, Watching
 from pairs import CLASSES, states, tensors
 from torch._dynamo import compiled_autograd
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import rnnkernels
-from rnnkernels import autograd, direct
+from rnnkernels import _library, autograd, direct
 
 pytestmark = pytest.mark.usefixtures("native_library")
-
-
-class InPython(TorchFunctionMode):
-    """A mode that changes nothing, and so has Python's Functions applied."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        return function(*args, **(kwargs or {}))
 
 
 def recorder(result) -> str:
@@ -68,7 +60,7 @@ def assert_recorded_alike(module, x, hx, call):
         if who == "C++":
             result = call()
         else:
-            with InPython():
+            with Nothing():
                 result = call()
         assert recorder(result) == who
         results.append(tensors(result))
@@ -176,7 +168,7 @@ def test_layers_below_the_first_that_learns_keep_nothing(name: str) -> None:
     assert recorder(result) == "C++"
     assert sum(t.dim() == 5 for t in kept) == 1, "gates (directions, steps, batch, 4, H) of one layer"
     learning = [p for p in module.parameters() if p.requires_grad]
-    with InPython():
+    with Nothing():
         expected = module(x)
     ours, theirs = (torch.autograd.grad(tensors(r), learning, weightings(r)) for r in (result, expected))
     assert all(map(torch.equal, [*tensors(result), *ours], [*tensors(expected), *theirs]))
@@ -186,7 +178,7 @@ def test_layers_below_the_first_that_learns_keep_nothing(name: str) -> None:
 def test_dropout_draws_what_it_draws_in_python(name: str) -> None:
     module, x = module_and_input(name, num_layers=3, dropout=0.5)
     results, draws = [], []
-    for mode in (nullcontext, InPython):
+    for mode in (nullcontext, Nothing):
         torch.manual_seed(3)
         with mode():
             results.append(module(x)[0])
@@ -206,7 +198,7 @@ def test_the_same_tensors_are_saved_in_the_same_order(name: str) -> None:
             if who == "C++":
                 result = module(x, hx)
             else:
-                with InPython():
+                with Nothing():
                     result = module(x, hx)
         assert recorder(result) == who
         gradients(module, x, hx, result)
@@ -218,7 +210,7 @@ def test_a_checkpoint_may_be_computed_again_by_the_other() -> None:
     module, x = module_and_input("LSTM")
     expected = gradients(module, x, None, module(x)[0])
     result = checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
-    with InPython():
+    with Nothing():
         again = gradients(module, x, None, result)
     assert all(map(torch.equal, expected, again))
 
@@ -281,17 +273,8 @@ def test_subclasses_see_the_operators() -> None:
 
 
 def test_a_dispatch_mode_and_the_profiler_see_both_operators() -> None:
-    class Listing(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.seen = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.seen.append(str(function))
-            return function(*args, **(kwargs or {}))
-
     module, x = module_and_input("GRU")
-    with Listing() as mode:
+    with Watching() as mode:
         result = module(x)[0]
         assert recorder(result) == "C++"
         result.sum().backward()
@@ -334,7 +317,7 @@ def test_backward_can_be_compiled() -> None:
 
 
 def test_without_them_pythons_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autograd, "_record", autograd._unavailable)
-    monkeypatch.setattr(direct, "layers", direct._unavailable)
+    monkeypatch.setattr(autograd, "_record", _library.declines)
+    monkeypatch.setattr(direct, "layers", _library.declines)
     module, x = module_and_input("LSTM")
     assert recorder(module(x)) == "Python"
