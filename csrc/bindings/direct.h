@@ -51,18 +51,20 @@ inline bool read(py::handle object, Tensor* tensor) {
   return true;
 }
 
-// Whether a TorchFunctionMode has a say in what operators do. torch.set_default_device's and torch.device's has none here: tensors
-// are made like others.
+// The class of the mode that torch.set_default_device and torch.device set. Asked for when the module is loaded: a static that
+// begins with an import could wait for a thread that waits for it.
+inline PyObject* default_device_mode() {
+  static PyObject* const type = py::object(py::module_::import("torch.utils._device").attr("DeviceContext")).release().ptr();
+  return type;
+}
+
+// Whether a TorchFunctionMode has a say in what operators do. That of a default device has none here: tensors are made like others.
 inline bool in_function_mode() {
   using Stack = at::impl::PythonTorchFunctionTLS;
   if (!at::impl::torch_function_mode_enabled()) return false;
   if (Stack::stack_len() > 1) return true;
-  static const auto* const default_device = reinterpret_cast<PyTypeObject*>(
-      py::object(py::module_::import("torch.utils._device").attr("DeviceContext")).release().ptr());
-  return Py_TYPE(Stack::get_stack_at(0)->ptr(getPyInterpreter())) != default_device;
+  return py::type::handle_of(Stack::get_stack_at(0)->ptr(getPyInterpreter())).ptr() != default_device_mode();
 }
-
-inline py::object wrap(Tensor tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(tensor))); }
 
 class DirectCall {
  public:
@@ -156,7 +158,7 @@ class DirectCall {
     std::vector<Tensor> weights;  // of all layers, in torch.nn's order
 
     bool need_gradients() const {
-      return at::GradMode::is_enabled() && (input.requires_grad() || any_requires_grad(states) || any_requires_grad(weights));
+      return at::GradMode::is_enabled() && any_requires_grad(input, states, weights);
     }
 
     // As kernels read them: rows of the input anywhere, but with adjacent elements, everything else contiguous.

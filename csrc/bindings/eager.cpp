@@ -44,6 +44,7 @@ py::object record_call(const std::string& cell, const std::string& family, const
 PYBIND11_MODULE(_eager, m) {
   using namespace rnnkernels;
   m.doc() = "Calls in eager mode past the Python of this package.";
+  default_device_mode();
   py::class_<DirectCall>(m, "DirectCall", "What rnnkernels.direct calls.")
       .def(py::init<const std::string&, py::object>(), py::arg("library"), py::arg("selection"))
       .def("layers", &DirectCall::layers, py::arg("module"), py::arg("input"), py::arg("hx"))

@@ -68,11 +68,13 @@ struct Needs {
 
 inline c10::IValue optional(const Tensor& tensor) { return tensor.defined() ? c10::IValue(tensor) : c10::IValue(); }
 
-inline void push_flags(const Call& call, torch::jit::Stack* stack) {
-  stack->emplace_back(call.has_biases);
-  if (call.operators->lstm) stack->emplace_back(call.has_projection);
-  stack->emplace_back(call.bidirectional);
+// As operators take them; only LSTMs have projections.
+inline std::vector<bool> flags_of(const Call& call) {
+  if (call.operators->lstm) return {call.has_biases, call.has_projection, call.bidirectional};
+  return {call.has_biases, call.bidirectional};
 }
+
+inline py::object wrap(Tensor tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(tensor))); }
 
 // See call_below_autograd in rnnkernels/calling.py.
 inline void call_below_autograd(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
@@ -91,7 +93,7 @@ inline torch::jit::Stack run_forward(const Call& call, const Tensor& input, cons
   stack.emplace_back(h0);
   if (c0.has_value()) stack.emplace_back(*c0);
   stack.emplace_back(c10::List<Tensor>(weights));
-  push_flags(call, &stack);
+  for (const bool flag : flags_of(call)) stack.emplace_back(flag);
   stack.emplace_back(save_for_backward);
   call_below_autograd(call.operators->forward, &stack);
   return stack;
@@ -109,7 +111,7 @@ inline variable_list gradients(const Call& call, const Saved& saved, const varia
   stack.emplace_back(c10::List<Tensor>(at::TensorList(saved.weights)));
   stack.emplace_back(saved.output);
   for (size_t i = 0; i < states; ++i) stack.emplace_back(saved.kept[i]);
-  push_flags(call, &stack);
+  for (const bool flag : flags_of(call)) stack.emplace_back(flag);
   stack.emplace_back(needs.input);
   stack.emplace_back(needs.weights);
   call_below_autograd(call.operators->backward, &stack);
@@ -126,23 +128,18 @@ inline variable_list gradients(const Call& call, const Saved& saved, const varia
 // differentiates the reference equations for batches of gradients.
 inline variable_list gradients_through_python(const Call& call, const Saved& saved, const variable_list& grads, Needs needs) {
   const py::gil_scoped_acquire held;
-  const auto object = [](const Tensor& tensor) {
-    return tensor.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)) : py::object(py::none());
-  };
   const auto list = [&](const Tensor* first, size_t count) {
     py::list result;
-    for (size_t i = 0; i < count; ++i) result.append(object(first[i]));
+    for (size_t i = 0; i < count; ++i) result.append(wrap(first[i]));
     return result;
   };
   const size_t states = call.operators->states();
   py::list kept = list(saved.kept, states);
-  kept.insert(0, object(saved.output));
+  kept.insert(0, wrap(saved.output));
   py::list flags;
-  flags.append(call.has_biases);
-  if (call.operators->lstm) flags.append(call.has_projection);
-  flags.append(call.bidirectional);
+  for (const bool flag : flags_of(call)) flags.append(flag);
   const py::object layer = py::module_::import("rnnkernels.derivatives")
-                               .attr("Saved")(object(saved.input), object(saved.batch_sizes), list(saved.states, states),
+                               .attr("Saved")(wrap(saved.input), wrap(saved.batch_sizes), list(saved.states, states),
                                               list(saved.weights.data(), saved.weights.size()), kept, py::tuple(flags));
   const py::list results = py::module_::import("rnnkernels.autograd")
                                .attr("layer_backward")(call.operators->lstm ? "lstm" : "gru", call.operators->family, layer,
@@ -227,26 +224,30 @@ struct GRUFunction : LayerFunction<GRUFunction> {
   static constexpr bool kLstm = false;
 };
 
-// Apply them -> what LayerFunction::forward gives. states: h and, for an LSTM, c.
-inline variable_list record(const Call& call, const Tensor& input, at::ArrayRef<Tensor> states, at::TensorList weights) {
-  if (call.operators->lstm)
-    return LSTMFunction::apply(call, input, states[0], std::make_optional(states[1]), weights);
-  return GRUFunction::apply(call, input, states[0], std::optional<Tensor>(), weights);
+// None for a GRU, which has h alone.
+inline std::optional<Tensor> c_of(at::ArrayRef<Tensor> states) {
+  return states.size() > 1 ? std::make_optional(states[1]) : std::nullopt;
 }
 
-inline bool any_requires_grad(at::TensorList tensors) {
-  for (const Tensor& tensor : tensors)
-    if (tensor.requires_grad()) return true;
+// Apply them -> what LayerFunction::forward gives. states: h and, for an LSTM, c.
+inline variable_list record(const Call& call, const Tensor& input, at::ArrayRef<Tensor> states, at::TensorList weights) {
+  if (call.operators->lstm) return LSTMFunction::apply(call, input, states[0], c_of(states), weights);
+  return GRUFunction::apply(call, input, states[0], c_of(states), weights);
+}
+
+inline bool any_requires_grad(const Tensor& input, at::TensorList states, at::TensorList weights) {
+  if (input.requires_grad()) return true;
+  for (const at::TensorList tensors : {states, weights})
+    for (const Tensor& tensor : tensors)
+      if (tensor.requires_grad()) return true;
   return false;
 }
 
 // Output and final states of a layer of a stack, recorded if there is something to record.
 inline variable_list record_where_needed(const Call& call, const Tensor& input, at::ArrayRef<Tensor> states,
                                          at::TensorList weights) {
-  if (input.requires_grad() || any_requires_grad(states) || any_requires_grad(weights)) return record(call, input, states, weights);
-  const bool lstm = call.operators->lstm;
-  const torch::jit::Stack stack =
-      run_forward(call, input, states[0], lstm ? std::make_optional(states[1]) : std::nullopt, weights, false);
+  if (any_requires_grad(input, states, weights)) return record(call, input, states, weights);
+  const torch::jit::Stack stack = run_forward(call, input, states[0], c_of(states), weights, false);
   variable_list results;
   for (size_t i = 0; i < 1 + states.size(); ++i) results.push_back(stack[i].toTensor());
   return results;
