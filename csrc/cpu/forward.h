@@ -39,7 +39,7 @@ class Forward {
   static constexpr int64_t kBlockRows = 24;      // rows whose recurrent parts wait in the first-level cache
   static constexpr int64_t kChunkBytes = 196608;  // of projected inputs, to stay in the second-level cache
   static constexpr int64_t kChunkRows = 128;      // at least: fewer do not repay the pass over large weights
-  static constexpr int64_t kStepsWorthPacking = 8;  // W_hh; or kRowsWorthPacking
+  static constexpr int64_t kStepsWorthPacking = 8;  // W_hh; or kForwardRowsWorthPacking
 
  public:
   // A null workspace only measures how much is needed.
@@ -50,16 +50,18 @@ class Forward {
     const int64_t most_rows = layer.batch_sizes == nullptr ? slice_rows * layer.steps : layer.rows;
     const int64_t fitting = kChunkBytes / larger(panels_ * kWidth * int64_t(sizeof(C)), 1);
     capacity_ = larger(slice_rows, smaller(larger(fitting, kChunkRows), most_rows));
-    packs_when_used_ = layer.steps == 1 && layer.rows >= kRowsWorthPacking && (division_.by_units || division_.slices == 1);
+    packs_when_used_ = packs_for_one_use(layer) && (division_.by_units || division_.slices == 1);
     for (int d = 0; d < layer.directions; ++d) {
       Direction& to = directions_[d];
       to.bias = arena_.take<C>(panels_ * 4 * kLanes<C>);
-      if (packs_when_used_)
+      if (packs_when_used_) {
         to.panels = arena_.take<A>((division_.by_units ? threads : 1) * largest_panel());
-      else if (layer.rows >= kRowsWorthPacking)
-        to.w_ih = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
-      if (!packs_when_used_ && (layer.steps >= kStepsWorthPacking || layer.rows >= kRowsWorthPacking))
-        to.w_hh = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
+      } else {
+        if (layer.rows >= kForwardRowsWorthPacking)
+          to.w_ih = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
+        if (layer.steps >= kStepsWorthPacking || layer.rows >= kForwardRowsWorthPacking)
+          to.w_hh = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
+      }
       for (Matrix<A>& h : to.h) h = arena_.take_rows<A>(layer.batch, layer.state_size);
       if (Cell::kHasCellState) to.c = arena_.take_rows<C>(layer.batch, layer.hidden_size);
       if (kCarriesState) to.carried = arena_.take_rows<C>(layer.batch, layer.hidden_size);

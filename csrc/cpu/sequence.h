@@ -146,7 +146,10 @@ void run_tasks(const Parallel& parallel, int64_t count, bool worth_sharing, cons
 inline constexpr int64_t kWorthSharing = 100000;
 
 // Fewer rows do not repay the packing of weights forward: their products read them as they lie.
-inline constexpr int64_t kRowsWorthPacking = 20;
+inline constexpr int64_t kForwardRowsWorthPacking = 20;
+
+// A single step uses its weights once.
+inline bool packs_for_one_use(const Layer& layer) { return layer.steps == 1 && layer.rows >= kForwardRowsWorthPacking; }
 
 // How the recurrence is divided: slices per direction, or the units of each step.
 struct Division {
@@ -173,7 +176,7 @@ inline Division divide(const Layer& layer, int gates, int threads) {
 
 // The same for the forward pass alone. A single step has nobody to wait for: whoever takes units reads only a share of the weights.
 inline Division divide_forward(const Layer& layer, int gates, int threads) {
-  if (layer.steps == 1 && !layer.has_projection && layer.rows >= kRowsWorthPacking && threads > layer.directions) return {1, true};
+  if (packs_for_one_use(layer) && !layer.has_projection && threads > layer.directions) return {1, true};
   return divide(layer, gates, threads);
 }
 
