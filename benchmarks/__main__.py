@@ -195,6 +195,15 @@ def _sizes(text: str) -> list[int]:
     return values
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    return parse
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast the backends are, next to torch.nn.")
     commands = parser.add_subparsers(required=True)
@@ -259,10 +268,10 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="float32 products on a GPU in TF32, or not (default: as torch has it)",
     )
     how.add_argument("--seconds", type=float, default=0.3, help="per case and provider (default: %(default)s)")
-    how.add_argument("--min-rounds", type=int, default=5, help="of each case (default: %(default)s)")
-    how.add_argument("--cold-rounds", type=int, default=0, help="single calls after emptying the caches (default: none)")
+    how.add_argument("--min-rounds", type=_at_least(2), default=5, help="of each case (default: %(default)s)")
+    how.add_argument("--cold-rounds", type=_at_least(2), default=0, help="single calls after emptying the caches (default: none)")
     how.add_argument("--no-memory", action="store_true", help="do not measure peaks of memory")
-    how.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(default: torch's, %(default)s)")
+    how.add_argument("--threads", type=_at_least(1), default=torch.get_num_threads(), help="(default: torch's, %(default)s)")
     how.add_argument("--seed", type=int, default=0)
 
 
@@ -279,7 +288,7 @@ def _add_explain(why: argparse.ArgumentParser) -> None:
     why.add_argument("--packed", action="store_true")
     why.add_argument("--bidirectional", action="store_true")
     why.add_argument("--providers", type=_names, default=providers.OURS, metavar="NAMES", help="as for run")
-    why.add_argument("--threads", type=int, default=torch.get_num_threads())
+    why.add_argument("--threads", type=_at_least(1), default=torch.get_num_threads())
     why.add_argument("--seconds", type=float, default=0.5)
 
 

@@ -1,8 +1,8 @@
 """The peak of memory that a call takes beyond what was in use before.
 
 On a GPU it is counted by torch's allocator. On the CPU it is the process's resident memory, which Linux keeps the high-water mark
-of: everything a call touches is in it, tensors as well as workspaces of libraries, in whole pages and only where memory that an
-earlier call freed has gone back to the system.
+of: everything a call touches is in it, tensors as well as workspaces of libraries, in whole pages. So is what the heap has kept
+of calls before it, which can be more than the difference between two libraries: :func:`in_fresh_process` has no past.
 """
 
 from __future__ import annotations
@@ -10,13 +10,21 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver, get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+
+Value = TypeVar("Value")
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 #: Below this, the allocator's own bookkeeping and partly used pages are as large as what is measured.
 SMALLEST_BYTES = 2**20
+#: There, blocks from this size on go back to the system when they are freed: what is counted is what is in use. Elsewhere the C
+#: library learns from the sizes it sees what to keep.
+_RETURNED_BYTES = 2**16
 
 
 def unsupported(device: torch.device | str) -> str | None:
@@ -53,3 +61,26 @@ def peak(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
 def _status(field: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024
+
+
+def in_fresh_process(function: Callable[..., Value], *arguments: Any) -> Value:
+    """``function(*arguments)``, in a process that has imported torch and this package and computed nothing.
+
+    The function is one of a module's, and it, its arguments and its value can be pickled. What it raises is raised here.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: the process died.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.runner"])
+    kept = os.environ.get("GLIBC_TUNABLES")
+    own = f"glibc.malloc.mmap_threshold={_RETURNED_BYTES}"
+    os.environ["GLIBC_TUNABLES"] = f"{kept}:{own}" if kept else own
+    try:
+        forkserver.ensure_running()  # the C library reads its settings when the server starts
+    finally:
+        del os.environ["GLIBC_TUNABLES"]
+        if kept is not None:
+            os.environ["GLIBC_TUNABLES"] = kept
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()

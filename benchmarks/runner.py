@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -133,13 +134,16 @@ def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settin
         before = wall.rate(case, limits, settings.threads, seconds)
         measured = _measure(problem, contestants, settings)
         after = wall.rate(case, limits, settings.threads, seconds)
+    share_of_others = others.share()  # before processes of this run's own are started
+    for name, entry in _peaks(case, measured, contestants, settings).items():
+        measured[name] |= entry
     row: Row = {
         "case": case.as_dict(),
         "group": case.group,
         "rows": rows,
         "operations": flops.operations(case, rows),
         "wall_flops": max(before, after) if before and after else None,
-        "others_share": others.share(),
+        "others_share": share_of_others,
         "baseline_kernel": baseline.kernel(case, settings.device),
         "results": measured,
     }
@@ -183,8 +187,6 @@ def _measure(problem: Problem, contestants: Sequence[providers.Provider], settin
     del gate
     for name, entry in _times(ready, settings).items():
         results[name] |= entry
-    for name, entry in _peaks(case, ready, contestants, settings).items():
-        results[name] |= entry
     return results
 
 
@@ -224,24 +226,39 @@ def _kernel_times(ready: dict[str, timing.Contestant], settings: Settings) -> di
 
 
 def _peaks(
-    case: Case, ready: dict[str, timing.Contestant], contestants: Sequence[providers.Provider], settings: Settings
+    case: Case, measured: dict[str, dict[str, Any]], contestants: Sequence[providers.Provider], settings: Settings
 ) -> dict[str, dict[str, Any]]:
     """Only of what keeps things for backward: inference holds its output and little else."""
     if not settings.memory or case.mode not in ("training", "forward"):
         return {}
     reason = memory.unsupported(settings.device)
-    gc.collect()
+    # Torch counts a GPU's memory itself.
+    call = memory.in_fresh_process if settings.device == "cpu" else _call
     entries: dict[str, dict[str, Any]] = {}
     for provider in contestants:
-        if provider.name not in ready:
+        if "median_s" not in measured[provider.name]:
             continue
-        if reason or provider.own_memory:
-            entries[provider.name] = {"peak_bytes": None, "peak_note": reason or provider.own_memory}
+        if note := reason or provider.own_memory:
+            entries[provider.name] = {"peak_bytes": None, "peak_note": note}
             continue
-        contestant = ready[provider.name]
-        with contestant.scope():
-            entries[provider.name] = {"peak_bytes": memory.peak(contestant.step, settings.device)}
+        try:
+            entries[provider.name] = {"peak_bytes": call(_peak, provider.name, case, settings)}
+        except BrokenProcessPool as error:  # out of memory, as likely as not: the times stand
+            entries[provider.name] = {"peak_bytes": None, "peak_note": str(error)}
     return entries
+
+
+def _call(function: Callable[..., int], *arguments: Any) -> int:
+    return function(*arguments)
+
+
+def _peak(name: str, case: Case, settings: Settings) -> int:
+    torch.set_num_threads(settings.threads)
+    provider = providers.make(name, settings.device)
+    with provider.scope():
+        prepared = provider.prepare(make_problem(case, settings.seed, settings.device))
+        gc.collect()
+        return memory.peak(prepared.call, settings.device)
 
 
 def _short(samples: list[float]) -> list[float]:

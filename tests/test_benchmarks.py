@@ -176,6 +176,13 @@ def test_unknown_providers_are_refused_by_name(capsys):
     assert "'cudnn' is none of torch.nn" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "value"), [("--min-rounds", 1), ("--cold-rounds", 1), ("--threads", 0)])
+def test_too_few_rounds_for_a_spread_and_no_threads_are_refused(option, value, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["run", option, str(value)])
+    assert f"argument {option}: {value} is less than {value + 1}" in capsys.readouterr().err
+
+
 def test_the_same_seed_gives_the_same_problem():
     case = Case("gru", "training", 9, 4, 5, 6, packed=True)
     first, second = make_problem(case, 1), make_problem(case, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import pytest
@@ -213,3 +215,18 @@ def test_the_peak_of_a_call_counts_what_it_gives_back_before_it_ends():
 
     assert memory.peak(call) == pytest.approx(size, rel=0.02)  # the system counts pages some dozens at a time
     assert memory.peak(lambda: math.sqrt(2)) < 2**20
+
+
+def test_a_fresh_process_has_a_heap_without_a_past():
+    here = os.getpid()
+    assert memory.in_fresh_process(os.getpid) != here
+    assert memory.in_fresh_process(os.getpid) != memory.in_fresh_process(os.getpid)
+    tunables = memory.in_fresh_process(os.getenv, "GLIBC_TUNABLES")
+    assert "mmap_threshold" in tunables and "mmap_threshold" not in os.environ.get("GLIBC_TUNABLES", "")
+
+
+def test_what_a_fresh_process_raises_is_raised():
+    with pytest.raises(ValueError, match="invalid literal"):
+        memory.in_fresh_process(int, "no number")
+    with pytest.raises(BrokenProcessPool):
+        memory.in_fresh_process(os.abort)

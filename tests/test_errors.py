@@ -194,6 +194,29 @@ def test_weights_that_do_not_fit_are_refused(name, case, grad, backend):
         reassigned(weight, make)(getattr(rnnkernels, name)(3, 4), name)
 
 
+@each_layer
+@pytest.mark.backends("cpu")
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("freed", ["input", "h_0", "w_hh"])
+def test_a_tensor_whose_memory_was_freed_is_refused(name, freed, grad, backend):
+    """torch.nn reads at address zero. Sharded modules free weights that they gather again when they are needed."""
+    module, input, states = getattr(rnnkernels, name)(3, 4), batch(), zeros(name, 1, 2, 4)
+    tensors = {"input": input, "h_0": states[0] if name == "LSTM" else states, "w_hh": module.weight_hh_l0.data}
+    tensors[freed].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=f"{freed.replace('_0', '0')} has no memory"), torch.set_grad_enabled(grad):
+        module(input, states)
+
+
+@each_layer
+@pytest.mark.backends("cpu")
+def test_a_weight_freed_before_backward_is_refused(name, backend):
+    module = getattr(rnnkernels, name)(3, 4)
+    output = module(batch())[0]
+    module.weight_ih_l0.data.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="w_ih has no memory"):
+        output.sum().backward()
+
+
 def test_a_weight_on_another_device_is_refused_in_torch_nns_words(backend):
     weight, make, _ = UNFIT["weight elsewhere"]
     expected, raised = both("LSTM", reassigned(weight, make))

@@ -176,11 +176,11 @@ class DirectCall {
   // ---- What is given --------------------------------------------------------------------------------
 
   // A strided tensor on the CPU whose values are what its memory holds: not a lazily negated view, not torch's tensor of zeros
-  // without memory, not what a transform wraps.
+  // without memory or one whose memory was freed, not what a transform wraps.
   static bool read_plain(py::handle object, Tensor* tensor) {
     if (!read(object, tensor)) return false;
     const auto keys = tensor->key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView - c10::autocast_dispatch_keyset;
-    return keys.highestPriorityTypeId() == c10::DispatchKey::CPU;
+    return keys.highestPriorityTypeId() == c10::DispatchKey::CPU && (tensor->const_data_ptr() != nullptr || tensor->numel() == 0);
   }
 
   static std::optional<cpu::Dtype> kernel_dtype(const Tensor& tensor) {

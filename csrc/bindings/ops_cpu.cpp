@@ -82,6 +82,12 @@ Dtype dtype_of(const Tensor& input) {
   return Dtype::kFloat16;
 }
 
+// Sharded modules free weights until they need them again; and anyone may resize a storage.
+void check_memory(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.const_data_ptr() != nullptr, name,
+                  " has no memory: its storage was freed, and not allocated again");
+}
+
 void check_tensor(const char* name, const Tensor& tensor, DtypeCode dtype, const Sizes& sizes) {
   STD_TORCH_CHECK(tensor.defined(), name, " is an undefined tensor");
   STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU, like the operator that was called");
@@ -89,6 +95,7 @@ void check_tensor(const char* name, const Tensor& tensor, DtypeCode dtype, const
   const auto actual = tensor.sizes();
   STD_TORCH_CHECK(sizes == actual, name, " must have shape ", to_string(sizes.data(), size_t(sizes.count())), ", got ",
                   to_string(actual.data(), actual.size()));
+  check_memory(name, tensor);
 }
 
 Tensor checked(const char* name, const Tensor& tensor, DtypeCode dtype, const Sizes& sizes) {
@@ -221,6 +228,7 @@ void check_weights(Checked& in, const Flags& flags) {
 Checked check_inputs(const Tensor& input, const std::optional<Tensor>& batch_sizes, const Tensor& h0,
                      const std::optional<Tensor>& c0, std::vector<Tensor> weights, const Flags& flags) {
   STD_TORCH_CHECK(input.defined() && input.is_cpu(), "input must be on the CPU");
+  check_memory("input", input);
   const DtypeCode dtype = dtype_code(input), float64 = aoti_torch_dtype_float64();
   Checked in{{}, dtype, dtype == float64 ? float64 : aoti_torch_dtype_float32(), with_adjacent_elements(input), h0, c0,
              std::move(weights), {}, batch_sizes};

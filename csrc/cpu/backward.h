@@ -45,17 +45,21 @@ class Backward {
  public:
   // A null workspace only measures how much is needed.
   Backward(const Layer& layer, bool needs_input, bool needs_weights, int threads, void* workspace)
-      : layer_(layer), arena_(workspace), steps_(layer, arena_), division_(divide(layer, kGates, threads)),
-        needs_input_(needs_input), needs_weights_(needs_weights) {
+      : layer_(layer), arena_(workspace), steps_(layer, arena_), needs_input_(needs_input), needs_weights_(needs_weights) {
     const int64_t hidden = layer.hidden_size;
-    const int64_t row_bytes = padded_row<C>(4 * hidden) * int64_t(sizeof(C));
-    capacity_ = smaller(larger(kChunkBytes / row_bytes, kChunkRows), kMostChunkRows);
-    capacity_ = larger(smaller(capacity_, layer.rows), layer.batch);
+    carries_at_once_ = layer.steps == 1 && layer.rows >= kRowsWorthPacking;
+    division_ = divide(layer, kGates, threads, !carries_at_once_);
+    const bool packs_w_hh =
+        !carries_at_once_ && (layer.steps >= kStepsWorthPacking || layer.rows >= kRecurrentRowsWorthPacking);
+    const bool fits_gradient = packs_w_hh && needs_weights && !kWidens && layer.state_size % kStripColumns == 0;
+    capacity_ = chunk_rows(fits_gradient);
+    one_chunk_ = layer.rows <= capacity_;
+    w_hh_in_gradient_ = one_chunk_ && fits_gradient;
     borders_ = arena_.take<int64_t>(layer.steps + 1);
     for (int d = 0; d < layer.directions; ++d) {
       Direction& to = directions_[d];
-      to.w_hh = take_columns(kGates * hidden, layer.state_size,
-                             layer.steps >= kStepsWorthPacking || layer.rows >= kRecurrentRowsWorthPacking);
+      if (!w_hh_in_gradient_ && !carries_at_once_)
+        to.w_hh = take_columns(kGates * hidden, layer.state_size, packs_w_hh);
       to.dg = arena_.take_rows<C>(capacity_, 4 * hidden);
       to.dh = arena_.take_rows<C>(layer.batch, layer.state_size);
       to.h_prev = arena_.take_rows<C>(capacity_, layer.state_size);
@@ -72,24 +76,26 @@ class Backward {
       }
       if (needs_weights) {
         to.db = arena_.take<C>(divide_up(4 * hidden, kLanes<C>) * kLanes<C>);
-        if (kWidens) {
+        if (kWidens && !one_chunk_) {
           to.dw_ih = arena_.take<C>(kGates * hidden * layer.input_size);
           to.dw_hh = arena_.take<C>(kGates * hidden * layer.state_size);
           if (layer.has_projection) to.dw_hr = arena_.take<C>(layer.state_size * hidden);
         }
       }
     }
-    if (needs_input) {
-      input_panels_ = arena_.take<C>(larger(threads, 1) * ColumnWeights<S>::panel_size(kGates * hidden));
-      if (kWidens) strips_ = arena_.take<C>(larger(threads, 1) * capacity_ * kStripColumns);
-    }
+    if (needs_input || carries_at_once_)
+      panels_ = arena_.take<C>(larger(threads, 1) * ColumnWeights<S>::panel_size(kGates * hidden));
+    if (needs_input && kWidens) strips_ = arena_.take<C>(larger(threads, 1) * capacity_ * kStripColumns);
     if (needs_weights) transposed_scratch_ = arena_.take<C>(larger(threads, 1) * kTransposedScratch<C>);
+    if (needs_weights && kWidens && one_chunk_) gradient_rows_ = arena_.take<C>(larger(threads, 1) * gradient_rows_size());
   }
 
   int64_t workspace() const { return arena_.used(); }
 
   void run(const BackwardArguments& arguments, const Parallel& parallel) {
     arguments_ = &arguments;
+    for (int d = 0; d < layer_.directions && w_hh_in_gradient_; ++d)
+      directions_[d].w_hh.panels = static_cast<C*>(arguments.grad_weights[d].w_hh);
     steps_.fill_offsets();
     find_borders();
     prepare(parallel);
@@ -107,6 +113,7 @@ class Backward {
       run_tasks(parallel, parts, worth_sharing(chunk(0, turn).rows * (layer_.input_size + layer_.state_size)),
                 [&](int64_t part) {
                   for (int d = 0; d < layer_.directions; ++d) {
+                    if (carries_at_once_) carry_at_once(d, part, parts);
                     if (needs_input_) input_gradient(d, turn, part, parts);
                     if (needs_weights_) weight_gradients(d, turn, part, parts);
                   }
@@ -119,8 +126,8 @@ class Backward {
   static constexpr int64_t kStripColumns = ColumnWeights<S>::kPanelColumns;
 
   struct Columns {
-    C* panels;
-    bool in_place;
+    C* panels = nullptr;
+    bool in_place = false;
   };
 
   struct Direction {
@@ -135,9 +142,9 @@ class Backward {
     Matrix<C> dr;         // (capacity, P): gradient of the projected state
     Matrix<C> dh_hidden;  // (N, H): gradient of h before its projection
     C* db;                // (4 * H)
-    C* dw_ih;             // (G*H, I), half types only: others sum up in the result
-    C* dw_hh;             // (G*H, P), half types only
-    C* dw_hr;             // (P, H), half types only
+    C* dw_ih;             // (G*H, I), of half types and several chunks; null: sums are in the result
+    C* dw_hh;             // (G*H, P), likewise
+    C* dw_hr;             // (P, H), likewise
   };
 
   struct Chunk {
@@ -154,6 +161,19 @@ class Backward {
   int64_t previous(int d, int64_t t) const { return reverse(d) ? t + 1 : t - 1; }
 
   // ---- Chunks -------------------------------------------------------------------------------------
+
+  // Rows of a chunk. With one alone, packed W_hh can lie where its gradient will be (fits_gradient), and half types need no sums in
+  // the compute type. Then all rows are one chunk, if it takes no more memory than that saves.
+  int64_t chunk_rows(bool fits_gradient) const {
+    const int64_t hidden = layer_.hidden_size, recurrent = kGates * hidden * layer_.state_size;
+    const int64_t row_bytes = padded_row<C>(4 * hidden) * int64_t(sizeof(C));
+    const int64_t usual = smaller(larger(kChunkBytes / row_bytes, kChunkRows), kMostChunkRows);
+    const int64_t width = 4 * hidden + layer_.state_size + layer_.input_size;
+    int64_t saved = fits_gradient ? recurrent : 0;
+    if (kWidens && needs_weights_) saved = recurrent + kGates * hidden * layer_.input_size;
+    const int64_t rows = layer_.rows * width <= usual * width + saved ? layer_.rows : smaller(usual, layer_.rows);
+    return larger(rows, layer_.batch);
+  }
 
   void find_borders() {
     chunks_ = 0;
@@ -203,11 +223,13 @@ class Backward {
 
   void prepare(const Parallel& parallel) {
     const int64_t parts = larger(parallel.threads, 1);
-    run_tasks(parallel, parts, !directions_[0].w_hh.in_place && worth_sharing(layer_.state_size), [&](int64_t part) {
+    const bool packs = directions_[0].w_hh.panels != nullptr && !directions_[0].w_hh.in_place;
+    run_tasks(parallel, parts, packs && worth_sharing(layer_.state_size), [&](int64_t part) {
       for (int d = 0; d < layer_.directions; ++d) {
         const Direction& to = directions_[d];
         const Weights& weights = arguments_->weights[d];
-        pack_columns(to.w_hh, weights.w_hh, kGates * layer_.hidden_size, layer_.state_size, part, parts);
+        if (!carries_at_once_)
+          pack_columns(to.w_hh, weights.w_hh, kGates * layer_.hidden_size, layer_.state_size, part, parts);
         if (layer_.has_projection)
           pack_columns(to.w_hr, weights.w_hr, layer_.state_size, layer_.hidden_size, part, parts);
         const Range rows = share(layer_.batch, part, parts);
@@ -303,34 +325,36 @@ class Backward {
 
   // ---- From the gate gradients of a chunk: backward_gradients.h -----------------------------------
 
+  void carry_at_once(int d, int64_t part, int64_t parts) const;
   void input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const;
   void weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
   C* transposed_scratch(int64_t part) const { return transposed_scratch_ + part * kTransposedScratch<C>; }
   void bias_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
   template <int kCount>
-  void transposed_products(int64_t rows, const Matrix<C>& dg, const SegmentOfGates (&gates)[kCount],
-                           Matrix<const C> x, int64_t width, C* to, int64_t part, int64_t parts,
-                           bool accumulate) const;
+  void transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<C>& dg, Matrix<const C> x, int64_t rows,
+                           int64_t width, void* result, C* sum, int64_t part, int64_t parts, bool accumulate) const;
+  void transposed_product(Matrix<const C> a, Matrix<const C> x, int64_t rows, Range of, int64_t width, void* result, C* sum,
+                          int64_t part, bool accumulate) const;
+  int64_t gradient_rows_size() const { return kTransposedRows * larger(layer_.input_size, layer_.hidden_size); }
   void store_weight_gradients(const Direction& from, const WeightGradients& to, int64_t part, int64_t parts) const;
   template <int kCount>
   void store_bias(void* to, const C* db, const SegmentOfGates (&segments)[kCount]) const;
-
-  C* sum_of(void* result, C* sum) const {
-    if constexpr (kWidens) return sum;
-    return static_cast<C*>(result);
-  }
 
   const Layer& layer_;
   Arena arena_;
   Steps steps_;
   Division division_;
   bool needs_input_, needs_weights_;
-  int64_t capacity_;  // rows of a chunk
-  int64_t* borders_;  // (chunks + 1) first steps of chunks
+  bool carries_at_once_;   // there is one step: each panel of W_hh is packed for all of its rows when it is used
+  bool one_chunk_;         // all rows are one
+  bool w_hh_in_gradient_;  // packed W_hh lies where its gradient will be
+  int64_t capacity_;       // rows of a chunk
+  int64_t* borders_;       // (chunks + 1) first steps of chunks
   int64_t chunks_ = 0;
-  C* input_panels_ = nullptr;  // a column panel of W_ih for each thread
-  C* strips_ = nullptr;        // of dx, half types only: in the compute type before it is rounded, for each thread
+  C* panels_ = nullptr;  // a column panel of W_ih or W_hh for each thread
+  C* strips_ = nullptr;  // of dx, half types only: in the compute type before it is rounded, for each thread
   C* transposed_scratch_ = nullptr;
+  C* gradient_rows_ = nullptr;  // half types with one chunk: of weight gradients before they are rounded, for each thread
   Direction directions_[kMostDirections]{};
   const BackwardArguments* arguments_ = nullptr;
 };

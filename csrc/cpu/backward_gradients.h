@@ -14,6 +14,22 @@ void add_rounded(S* to, const Compute<S>* from, int64_t width, bool accumulate) 
   }
 }
 
+// dh' of a single step (carry), on part of the state.
+template <class Cell>
+void Backward<Cell>::carry_at_once(int d, int64_t part, int64_t parts) const {
+  const Direction& direction = directions_[d];
+  const int64_t gate_rows = kGates * layer_.hidden_size, width = layer_.state_size;
+  const Range panels = share(ColumnWeights<S>::panel_count(width), part, parts);
+  const void* w_hh = arguments_->weights[d].w_hh;
+  C* const packed = panels_ + part * ColumnWeights<S>::panel_size(gate_rows);
+  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    pack_column_panel<S>(packed, static_cast<const S*>(w_hh), gate_rows, width, panel);
+    multiply_gradient({packed - panel * ColumnWeights<S>::panel_size(gate_rows), false}, w_hh, width,
+                      Cell::kRecurrentSegments, {panel, panel + 1}, constant(direction.dg, 0), layer_.rows, direction.dh,
+                      Cell::kCarriesPastGates);
+  }
+}
+
 // dx = dG W_ih. With two directions whichever comes to a chunk second adds to what the first left.
 template <class Cell>
 void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const {
@@ -32,7 +48,7 @@ void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t p
   S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * width;
   const S* w_ih = static_cast<const S*>(arguments_->weights[d].w_ih);
   // Panels are packed where and when they are used: each meets hundreds of rows, and all of them at once would be as large as W_ih.
-  C* const packed = input_panels_ + part * ColumnWeights<S>::panel_size(gate_rows);
+  C* const packed = panels_ + part * ColumnWeights<S>::panel_size(gate_rows);
   const auto pack = [&](int64_t panel) { pack_column_panel<S>(packed, w_ih, gate_rows, width, panel); };
   if constexpr (!kWidens) {
     if (rows.size() < kRowsWorthPacking) {
@@ -74,16 +90,13 @@ void Backward<Cell>::weight_gradients(int d, int64_t turn, int64_t part, int64_t
   if constexpr (!kWidens) {
     if (reads_input_in_place(&stride)) x = {steps_.row<S>(arguments_->input, own.steps.first, 0), stride};
   }
-  transposed_products(own.rows, from.dg, Cell::kInputSegments, x, layer_.input_size,
-                      sum_of(results.w_ih, from.dw_ih), part, parts, accumulate);
-  transposed_products(own.rows, from.dg, Cell::kRecurrentSegments, constant(from.h_prev, 0), layer_.state_size,
-                      sum_of(results.w_hh, from.dw_hh), part, parts, accumulate);
-  if (layer_.has_projection) {
-    const Range states = share(layer_.state_size, part, parts);
-    multiply_transposed(constant(from.dr, 0), constant(from.hidden, 0), own.rows, states.first, states.last,
-                        layer_.hidden_size, Matrix<C>{sum_of(results.w_hr, from.dw_hr), layer_.hidden_size},
-                        accumulate, transposed_scratch(part));
-  }
+  transposed_products(Cell::kInputSegments, from.dg, x, own.rows, layer_.input_size, results.w_ih, from.dw_ih, part, parts,
+                      accumulate);
+  transposed_products(Cell::kRecurrentSegments, from.dg, constant(from.h_prev, 0), own.rows, layer_.state_size, results.w_hh,
+                      from.dw_hh, part, parts, accumulate);
+  if (layer_.has_projection)
+    transposed_product(constant(from.dr, 0), constant(from.hidden, 0), own.rows, share(layer_.state_size, part, parts),
+                       layer_.hidden_size, results.w_hr, from.dw_hr, part, accumulate);
   bias_gradients(d, turn, part, parts);
 }
 
@@ -110,21 +123,42 @@ void Backward<Cell>::bias_gradients(int d, int64_t turn, int64_t part, int64_t p
 
 template <class Cell>
 template <int kCount>
-void Backward<Cell>::transposed_products(int64_t rows, const Matrix<C>& dg, const SegmentOfGates (&gates)[kCount],
-                                         Matrix<const C> x, int64_t width, C* to, int64_t part, int64_t parts,
+void Backward<Cell>::transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<C>& dg, Matrix<const C> x,
+                                         int64_t rows, int64_t width, void* result, C* sum, int64_t part, int64_t parts,
                                          bool accumulate) const {
   for (const SegmentOfGates& of : gates) {
     const Segment s = of.of(layer_.hidden_size);
-    const Range own = share(s.length, part, parts);
-    multiply_transposed(Matrix<const C>{dg.data + s.a_first, dg.stride}, x, rows, own.first, own.last, width,
-                        Matrix<C>{to + s.w_first * width, width}, accumulate, transposed_scratch(part));
+    const int64_t first = s.w_first * width;
+    transposed_product({dg.data + s.a_first, dg.stride}, x, rows, share(s.length, part, parts), width,
+                       static_cast<S*>(result) + first, sum == nullptr ? nullptr : sum + first, part, accumulate);
   }
+}
+
+// a^T x on rows `of` of a gradient, added up in `sum` over chunks, or, without one, in the result itself.
+template <class Cell>
+void Backward<Cell>::transposed_product(Matrix<const C> a, Matrix<const C> x, int64_t rows, Range of, int64_t width,
+                                        void* result, C* sum, int64_t part, bool accumulate) const {
+  if constexpr (kWidens) {
+    if (sum == nullptr) {  // the only chunk: some rows at a time are summed and rounded
+      C* const to = gradient_rows_ + part * gradient_rows_size();
+      for (int64_t first = of.first; first < of.last; first += kTransposedRows) {
+        const int64_t last = smaller(first + kTransposedRows, of.last);
+        multiply_transposed(a, x, rows, first, last, width, Matrix<C>{to - first * width, width}, false,
+                            transposed_scratch(part));
+        narrow_row(static_cast<S*>(result) + first * width, to, (last - first) * width);
+      }
+      return;
+    }
+  } else {
+    sum = static_cast<C*>(result);
+  }
+  multiply_transposed(a, x, rows, of.first, of.last, width, Matrix<C>{sum, width}, accumulate, transposed_scratch(part));
 }
 
 template <class Cell>
 void Backward<Cell>::store_weight_gradients(const Direction& from, const WeightGradients& to, int64_t part,
                                             int64_t parts) const {
-  if constexpr (kWidens) {
+  if (kWidens && !one_chunk_) {
     const auto round = [&](void* result, const C* sum, int64_t count) {
       const Range range = share(count, part, parts);
       narrow_row(static_cast<S*>(result) + range.first, sum + range.first, range.size());

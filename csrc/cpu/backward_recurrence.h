@@ -12,7 +12,7 @@ void Backward<Cell>::recur(int d, const Chunk& chunk, Range slice) {
   for (int64_t i = 0; i < chunk.steps.size(); ++i) {
     const int64_t t = backward_step(d, chunk, i);
     differentiate(d, chunk, t, slice, {0, layer_.hidden_size});
-    carry(d, chunk, t, slice, {0, ColumnWeights<S>::panel_count(layer_.state_size)});
+    if (!carries_at_once_) carry(d, chunk, t, slice, {0, ColumnWeights<S>::panel_count(layer_.state_size)});
   }
 }
 

@@ -157,7 +157,7 @@ struct Division {
   bool by_units;
 };
 
-inline Division divide(const Layer& layer, int gates, int threads) {
+inline Division divide(const Layer& layer, int gates, int threads, bool may_share_units = true) {
   const int64_t per_direction = larger(threads / layer.directions, 1);
   const int64_t step_work = gates * layer.hidden_size * layer.state_size * layer.batch;
   // With fewer rows than this a slice spends its time fetching weights, which sharing units halves. Meeting after each step
@@ -167,7 +167,7 @@ inline Division divide(const Layer& layer, int gates, int threads) {
   // whoever is late.
   constexpr int64_t kSomeRows = 12, kStepWorthWaiting = 1000000;
   const bool by_units =
-      !layer.has_projection && per_direction > 1 &&
+      may_share_units && !layer.has_projection && per_direction > 1 &&
       ((layer.batch < kFewRows * per_direction && step_work >= kStepWorthSharing) ||
        (layer.batch < kSomeRows * per_direction && step_work >= kStepWorthWaiting * per_direction));
   if (by_units) return {1, true};

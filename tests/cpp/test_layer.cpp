@@ -314,6 +314,12 @@ void check_special_shapes() {
     check_shape<double>({lstm, 1, 23, {}, 9, 31, 31, 2, true, false}, 11);
     check_shape<BFloat16>({lstm, 1, 30, {30}, 7, 70, 70, 1, false, false}, 12);
     if (lstm) check_shape<float>({lstm, 1, 25, {}, 33, 17, 9, 2, true, true}, 13);
+    check_shape<float>({lstm, 9, 3, {}, 6, 64, 64, 2, true, false}, 14);  // W_hh packed where its gradient will be
+    check_shape<double>({lstm, 8, 5, {5, 5, 4, 4, 2, 1, 1, 1}, 3, 32, 32, 1, false, false}, 15);
+    check_shape<BFloat16>({lstm, 700, 1, {}, 1, 3, 3, 2, true, false}, 16);  // sums over chunks, rounded at the end
+    check_shape<BFloat16>({lstm, 4, 9, {}, 70, 60, 60, 2, true, false}, 17);  // the only chunk, rounded as it is summed
+    check_shape<BFloat16>({lstm, 1, 40, {}, 70, 66, 66, 2, true, false}, 18);
+    if (lstm) check_shape<float>({lstm, 1, 40, {}, 33, 17, 9, 2, true, true}, 19);
   }
 }
 
