@@ -160,15 +160,21 @@ struct Division {
 inline Division divide(const Layer& layer, int gates, int threads, bool may_share_units = true) {
   const int64_t per_direction = larger(threads / layer.directions, 1);
   const int64_t step_work = gates * layer.hidden_size * layer.state_size * layer.batch;
-  // With fewer rows than this a slice spends its time fetching weights, which sharing units halves. Meeting after each step
-  // costs about as much as a fifth of that many products.
+  // With fewer rows than this a slice spends its time fetching weights, which sharing units halves. Meeting after each step costs
+  // about as much as a fifth of so many products.
   constexpr int64_t kFewRows = 3, kStepWorthSharing = 19000;
+  // Shorter steps gain where there are enough of them to repay waking the pool, and where threads do not write to the same cache
+  // line at every step: rows of other sizes have units of two threads on one.
+  constexpr int64_t kShortStepWorthSharing = 11000, kUnitsOfLines = 32;
+  const int64_t work = gates * layer.hidden_size * (layer.input_size + layer.state_size) * layer.rows;
+  const bool short_steps_repay = step_work >= kShortStepWorthSharing && work >= kWorthSharing &&
+                                 layer.hidden_size % kUnitsOfLines == 0;
   // With fewer than this it still gains a little by fetching a share of the weights only, if steps are long enough to wait for
   // whoever is late.
   constexpr int64_t kSomeRows = 12, kStepWorthWaiting = 1000000;
   const bool by_units =
       may_share_units && !layer.has_projection && per_direction > 1 &&
-      ((layer.batch < kFewRows * per_direction && step_work >= kStepWorthSharing) ||
+      ((layer.batch < kFewRows * per_direction && (step_work >= kStepWorthSharing || short_steps_repay)) ||
        (layer.batch < kSomeRows * per_direction && step_work >= kStepWorthWaiting * per_direction));
   if (by_units) return {1, true};
   return {larger(smaller(per_direction, layer.batch), 1), false};

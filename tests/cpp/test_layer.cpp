@@ -319,6 +319,7 @@ void check_special_shapes() {
     check_shape<BFloat16>({lstm, 700, 1, {}, 1, 3, 3, 2, true, false}, 16);  // sums over chunks, rounded at the end
     check_shape<BFloat16>({lstm, 4, 9, {}, 70, 60, 60, 2, true, false}, 17);  // the only chunk, rounded as it is summed
     check_shape<BFloat16>({lstm, 1, 40, {}, 70, 66, 66, 2, true, false}, 18);
+    check_shape<float>({lstm, 12, 1, {}, 40, 64, 64, 2, true, false}, 20);  // short steps, units shared
     if (lstm) check_shape<float>({lstm, 1, 40, {}, 33, 17, 9, 2, true, true}, 19);
   }
 }
