@@ -53,7 +53,7 @@ SHAPES = {
     "packed": {"input_size": 32, "hidden_size": 64, "lengths": tuple(range(40, 8, -1))},
 }
 # Where the weights outweigh the sequences, what backward holds for both directions at once is more than what torch.nn keeps per
-# step, by torch's count: 26.2 MB against 20.3. That has 2 MiB in it by which the workspace is aligned, and which nobody touches; the
+# step, by torch's count: 26.2 MB against 20.3. In that are 2 MiB by which the workspace is aligned, and which nobody touches; the
 # resident memory of such a step is 16.6 MB against 20.0 (benchmarks/memory.py).
 ABOVE = {("gru", "deep"): pytest.mark.xfail(strict=True, reason="backward works on both directions of a GRU layer at once")}
 
