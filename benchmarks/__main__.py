@@ -196,12 +196,12 @@ def _sizes(text: str) -> list[int]:
 
 
 def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return int(text)
+    def integer(text: str) -> int:  # argparse names it where int() fails
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
 
-    return parse
+    return integer
 
 
 def _parser() -> argparse.ArgumentParser:

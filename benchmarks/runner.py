@@ -132,10 +132,10 @@ def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settin
     others = machine.Others()
     with _kept_on(settings.threads):
         before = wall.rate(case, limits, settings.threads, seconds)
-        measured = _measure(problem, contestants, settings)
+        measured, ready = _measure(problem, contestants, settings)
         after = wall.rate(case, limits, settings.threads, seconds)
     share_of_others = others.share()  # before processes of this run's own are started
-    for name, entry in _peaks(case, measured, contestants, settings).items():
+    for name, entry in _peaks(case, ready, contestants, settings).items():
         measured[name] |= entry
     row: Row = {
         "case": case.as_dict(),
@@ -161,7 +161,10 @@ def _kept_on(threads: int) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _measure(problem: Problem, contestants: Sequence[providers.Provider], settings: Settings) -> dict[str, dict[str, Any]]:
+def _measure(
+    problem: Problem, contestants: Sequence[providers.Provider], settings: Settings
+) -> tuple[dict[str, dict[str, Any]], dict[str, timing.Contestant]]:
+    """-> entries by provider, and who was timed."""
     case = problem.case
     gate = Gate(problem)
     results: dict[str, dict[str, Any]] = {}
@@ -187,7 +190,7 @@ def _measure(problem: Problem, contestants: Sequence[providers.Provider], settin
     del gate
     for name, entry in _times(ready, settings).items():
         results[name] |= entry
-    return results
+    return results, ready
 
 
 def _times(ready: dict[str, timing.Contestant], settings: Settings) -> dict[str, dict[str, Any]]:
@@ -226,39 +229,33 @@ def _kernel_times(ready: dict[str, timing.Contestant], settings: Settings) -> di
 
 
 def _peaks(
-    case: Case, measured: dict[str, dict[str, Any]], contestants: Sequence[providers.Provider], settings: Settings
+    case: Case, ready: dict[str, timing.Contestant], contestants: Sequence[providers.Provider], settings: Settings
 ) -> dict[str, dict[str, Any]]:
     """Only of what keeps things for backward: inference holds its output and little else."""
     if not settings.memory or case.mode not in ("training", "forward"):
         return {}
-    reason = memory.unsupported(settings.device)
-    # Torch counts a GPU's memory itself.
-    call = memory.in_fresh_process if settings.device == "cpu" else _call
-    entries: dict[str, dict[str, Any]] = {}
-    for provider in contestants:
-        if "median_s" not in measured[provider.name]:
-            continue
-        if note := reason or provider.own_memory:
-            entries[provider.name] = {"peak_bytes": None, "peak_note": note}
-            continue
-        try:
-            entries[provider.name] = {"peak_bytes": call(_peak, provider.name, case, settings)}
-        except BrokenProcessPool as error:  # out of memory, as likely as not: the times stand
-            entries[provider.name] = {"peak_bytes": None, "peak_note": str(error)}
-    return entries
+    return {p.name: _peak(p, ready[p.name], case, settings) for p in contestants if p.name in ready}
 
 
-def _call(function: Callable[..., int], *arguments: Any) -> int:
-    return function(*arguments)
-
-
-def _peak(name: str, case: Case, settings: Settings) -> int:
-    torch.set_num_threads(settings.threads)
-    provider = providers.make(name, settings.device)
-    with provider.scope():
-        prepared = provider.prepare(make_problem(case, settings.seed, settings.device))
+def _peak(provider: providers.Provider, contestant: timing.Contestant, case: Case, settings: Settings) -> dict[str, Any]:
+    if note := memory.unsupported(settings.device) or provider.own_memory:
+        return {"peak_bytes": None, "peak_note": note}
+    if settings.device != "cpu":  # torch counts a GPU's memory itself
         gc.collect()
-        return memory.peak(prepared.call, settings.device)
+        with contestant.scope():
+            return {"peak_bytes": memory.peak(contestant.step, settings.device)}
+    try:
+        return {"peak_bytes": memory.in_fresh_process(_peak_on_cpu, provider.name, case, settings)}
+    except BrokenProcessPool as error:  # out of memory, as likely as not: the times stand
+        return {"peak_bytes": None, "peak_note": str(error)}
+
+
+def _peak_on_cpu(name: str, case: Case, settings: Settings) -> int:
+    """In a process that has nothing ready."""
+    torch.set_num_threads(settings.threads)
+    provider = providers.make(name)
+    with provider.scope():
+        return memory.peak(provider.prepare(make_problem(case, settings.seed)).call)
 
 
 def _short(samples: list[float]) -> list[float]:

@@ -157,9 +157,7 @@ class DirectCall {
     std::vector<Tensor> states;   // none: zeros
     std::vector<Tensor> weights;  // of all layers, in torch.nn's order
 
-    bool need_gradients() const {
-      return at::GradMode::is_enabled() && any_requires_grad(input, states, weights);
-    }
+    bool need_gradients() const { return torch::autograd::compute_requires_grad(input, states, weights); }
 
     // As kernels read them: rows of the input anywhere, but with adjacent elements, everything else contiguous.
     bool have_rows_for_kernels() const {

@@ -5,8 +5,10 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <memory>
@@ -69,7 +71,7 @@ struct Needs {
 inline c10::IValue optional(const Tensor& tensor) { return tensor.defined() ? c10::IValue(tensor) : c10::IValue(); }
 
 // As operators take them; only LSTMs have projections.
-inline std::vector<bool> flags_of(const Call& call) {
+inline c10::SmallVector<bool, 3> flags_of(const Call& call) {
   if (call.operators->lstm) return {call.has_biases, call.has_projection, call.bidirectional};
   return {call.has_biases, call.bidirectional};
 }
@@ -235,18 +237,10 @@ inline variable_list record(const Call& call, const Tensor& input, at::ArrayRef<
   return GRUFunction::apply(call, input, states[0], c_of(states), weights);
 }
 
-inline bool any_requires_grad(const Tensor& input, at::TensorList states, at::TensorList weights) {
-  if (input.requires_grad()) return true;
-  for (const at::TensorList tensors : {states, weights})
-    for (const Tensor& tensor : tensors)
-      if (tensor.requires_grad()) return true;
-  return false;
-}
-
 // Output and final states of a layer of a stack, recorded if there is something to record.
 inline variable_list record_where_needed(const Call& call, const Tensor& input, at::ArrayRef<Tensor> states,
                                          at::TensorList weights) {
-  if (any_requires_grad(input, states, weights)) return record(call, input, states, weights);
+  if (torch::autograd::compute_requires_grad(input, states, weights)) return record(call, input, states, weights);
   const torch::jit::Stack stack = run_forward(call, input, states[0], c_of(states), weights, false);
   variable_list results;
   for (size_t i = 0; i < 1 + states.size(); ++i) results.push_back(stack[i].toTensor());

@@ -325,6 +325,8 @@ class Backward {
 
   // ---- From the gate gradients of a chunk: backward_gradients.h -----------------------------------
 
+  C* own_panel(int64_t part) const { return panels_ + part * ColumnWeights<S>::panel_size(kGates * layer_.hidden_size); }
+  Columns pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const;
   void carry_at_once(int d, int64_t part, int64_t parts) const;
   void input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const;
   void weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;

@@ -14,20 +14,26 @@ void add_rounded(S* to, const Compute<S>* from, int64_t width, bool accumulate) 
   }
 }
 
+// One panel of W_ih or W_hh, packed where and when it is used: it meets hundreds of rows, and all panels at once would be as large
+// as the weights.
+template <class Cell>
+auto Backward<Cell>::pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const -> Columns {
+  const int64_t gate_rows = kGates * layer_.hidden_size;
+  C* const packed = own_panel(part);
+  pack_column_panel<S>(packed, static_cast<const S*>(weights), gate_rows, width, panel);
+  return {packed - panel * ColumnWeights<S>::panel_size(gate_rows), false};  // panels are addressed from the first one on
+}
+
 // dh' of a single step (carry), on part of the state.
 template <class Cell>
 void Backward<Cell>::carry_at_once(int d, int64_t part, int64_t parts) const {
   const Direction& direction = directions_[d];
-  const int64_t gate_rows = kGates * layer_.hidden_size, width = layer_.state_size;
+  const int64_t width = layer_.state_size;
   const Range panels = share(ColumnWeights<S>::panel_count(width), part, parts);
   const void* w_hh = arguments_->weights[d].w_hh;
-  C* const packed = panels_ + part * ColumnWeights<S>::panel_size(gate_rows);
-  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-    pack_column_panel<S>(packed, static_cast<const S*>(w_hh), gate_rows, width, panel);
-    multiply_gradient({packed - panel * ColumnWeights<S>::panel_size(gate_rows), false}, w_hh, width,
-                      Cell::kRecurrentSegments, {panel, panel + 1}, constant(direction.dg, 0), layer_.rows, direction.dh,
-                      Cell::kCarriesPastGates);
-  }
+  for (int64_t panel = panels.first; panel < panels.last; ++panel)
+    multiply_gradient(pack_own(w_hh, width, panel, part), w_hh, width, Cell::kRecurrentSegments, {panel, panel + 1},
+                      constant(direction.dg, 0), layer_.rows, direction.dh, Cell::kCarriesPastGates);
 }
 
 // dx = dG W_ih. With two directions whichever comes to a chunk second adds to what the first left.
@@ -43,24 +49,20 @@ void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t p
   else
     rows = share(own.rows, part, parts);
   if (rows.size() == 0) return;
-  const int64_t gate_rows = kGates * layer_.hidden_size, width = layer_.input_size;
+  const int64_t width = layer_.input_size;
   const Matrix<const C> dg = constant(directions_[d].dg, rows.first);
   S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * width;
-  const S* w_ih = static_cast<const S*>(arguments_->weights[d].w_ih);
-  // Panels are packed where and when they are used: each meets hundreds of rows, and all of them at once would be as large as W_ih.
-  C* const packed = panels_ + part * ColumnWeights<S>::panel_size(gate_rows);
-  const auto pack = [&](int64_t panel) { pack_column_panel<S>(packed, w_ih, gate_rows, width, panel); };
+  const void* w_ih = arguments_->weights[d].w_ih;
   if constexpr (!kWidens) {
     if (rows.size() < kRowsWorthPacking) {
-      if (panels.last == count && ColumnWeights<S>::needs_padding(width)) pack(count - 1);
-      multiply_gradient({packed, true}, w_ih, width, Cell::kInputSegments, panels, dg, rows.size(),
+      if (panels.last == count && ColumnWeights<S>::needs_padding(width)) pack_own(w_ih, width, count - 1, part);
+      multiply_gradient({own_panel(part), true}, w_ih, width, Cell::kInputSegments, panels, dg, rows.size(),
                         Matrix<C>{result, width}, second);
       return;
     }
   }
   for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-    pack(panel);
-    const Columns columns{packed - panel * ColumnWeights<S>::panel_size(gate_rows), false};
+    const Columns columns = pack_own(w_ih, width, panel, part);
     const auto multiply = [&](const Matrix<C>& to, bool accumulate) {
       multiply_gradient(columns, w_ih, width, Cell::kInputSegments, {panel, panel + 1}, dg, rows.size(), to, accumulate);
     };

@@ -84,7 +84,7 @@ class Forward {
     if (division_.by_units) {
       for (int d = 0; d < layer_.directions; ++d) run_by_units(d, parallel);
     } else {
-      run_tasks(parallel, layer_.directions * division_.slices, worth_sharing(layer_.rows * layer_.directions),
+      run_tasks(parallel, layer_.directions * division_.slices, worth_sharing(layer_, kGates, layer_.rows * layer_.directions),
                 [&](int64_t i) { run_slice(int(i / division_.slices), i % division_.slices); });
     }
   }
@@ -113,9 +113,6 @@ class Forward {
     C* x_part;  // (panels, capacity, G, lanes)
   };
 
-  bool worth_sharing(int64_t rows) const {
-    return rows * layer_.hidden_size * kGates * (layer_.input_size + layer_.state_size) >= kWorthSharing;
-  }
   int64_t projection_panels() const { return ColumnWeights<S>::panel_count(layer_.state_size); }
   bool reverse(int d) const { return d == 1; }
   Range slice(int64_t index) const { return steps_.slice(index, division_.slices); }
@@ -124,7 +121,7 @@ class Forward {
   void prepare(const Parallel& parallel) {
     const int64_t parts = larger(parallel.threads, 1);
     const bool packs = directions_[0].w_ih != nullptr || directions_[0].w_hh != nullptr;
-    run_tasks(parallel, parts, packs && worth_sharing(1), [&](int64_t part) {
+    run_tasks(parallel, parts, packs && worth_sharing(layer_, kGates, 1), [&](int64_t part) {
       for (int d = 0; d < layer_.directions; ++d) {
         const Direction& to = directions_[d];
         const Weights& from = arguments_->weights[d];

@@ -145,6 +145,11 @@ void run_tasks(const Parallel& parallel, int64_t count, bool worth_sharing, cons
 // Waking the pool costs about as much as this many multiply-adds.
 inline constexpr int64_t kWorthSharing = 100000;
 
+// Whether so many rows of a layer have them, in W_ih x and W_hh h'.
+inline bool worth_sharing(const Layer& layer, int gates, int64_t rows) {
+  return rows * layer.hidden_size * gates * (layer.input_size + layer.state_size) >= kWorthSharing;
+}
+
 // Fewer rows do not repay the packing of weights forward: their products read them as they lie.
 inline constexpr int64_t kForwardRowsWorthPacking = 20;
 
@@ -166,8 +171,7 @@ inline Division divide(const Layer& layer, int gates, int threads, bool may_shar
   // Shorter steps gain where there are enough of them to repay waking the pool, and where threads do not write to the same cache
   // line at every step: rows of other sizes have units of two threads on one.
   constexpr int64_t kShortStepWorthSharing = 11000, kUnitsOfLines = 32;
-  const int64_t work = gates * layer.hidden_size * (layer.input_size + layer.state_size) * layer.rows;
-  const bool short_steps_repay = step_work >= kShortStepWorthSharing && work >= kWorthSharing &&
+  const bool short_steps_repay = step_work >= kShortStepWorthSharing && worth_sharing(layer, gates, layer.rows) &&
                                  layer.hidden_size % kUnitsOfLines == 0;
   // With fewer than this it still gains a little by fetching a share of the weights only, if steps are long enough to wait for
   // whoever is late.
