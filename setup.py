@@ -162,6 +162,7 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
     table = ("cpu/kernels.cpp", widths, scratch / "kernels.o")
     dispatch = ("cpu/dispatch.cpp", widths, scratch / "dispatch.o")
     rounds = ("cpu/rounds.cpp", [], scratch / "rounds.o")
+    memory = ("cpu/kept_memory.cpp", [], scratch / "kept_memory.o")
     operators = (
         "bindings/ops_cpu.cpp",
         [STABLE_ABI, "-isystem", str(torch_root / "include")],
@@ -178,9 +179,9 @@ def build(tools: Toolchain, package: Path, module: Path, scratch: Path) -> None:
         ("cuda/plan.cpp", [], scratch / "plan.o"),
         *module_kernels,
     ]
-    compile_all(tools, [*kernels, operators, *python, table, dispatch, rounds])
+    compile_all(tools, [*kernels, operators, *python, table, dispatch, rounds, memory])
 
-    library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, rounds, operators]]
+    library_objects = [str(target) for _, _, target in [*kernels, table, dispatch, rounds, memory, operators]]
     (package / "lib").mkdir(parents=True, exist_ok=True)
     # No Python in the library, and no run-time path: torch is loaded before both.
     libtorch = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]

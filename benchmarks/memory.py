@@ -22,9 +22,9 @@ Value = TypeVar("Value")
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 #: Below this, the allocator's own bookkeeping and partly used pages are as large as what is measured.
 SMALLEST_BYTES = 2**20
-#: There, blocks from this size on go back to the system when they are freed: what is counted is what is in use. Elsewhere the C
-#: library learns from the sizes it sees what to keep.
-_RETURNED_BYTES = 2**16
+#: What is counted there is what is in use, not what is kept for later: the C library returns blocks from 64 KiB on to the system
+#: when they are freed (elsewhere it learns from the sizes it sees what to keep), and this package's kernels keep no workspace.
+_NOTHING_KEPT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536", "RNNKERNELS_KEPT_MEMORY_MIB": "0"}
 
 
 def unsupported(device: torch.device | str) -> str | None:
@@ -73,14 +73,15 @@ def in_fresh_process(function: Callable[..., Value], *arguments: Any) -> Value:
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.runner"])
-    kept = os.environ.get("GLIBC_TUNABLES")
-    own = f"glibc.malloc.mmap_threshold={_RETURNED_BYTES}"
-    os.environ["GLIBC_TUNABLES"] = f"{kept}:{own}" if kept else own
+    own = _NOTHING_KEPT
+    if tunables := os.environ.get("GLIBC_TUNABLES"):
+        own = {**own, "GLIBC_TUNABLES": f"{tunables}:{own['GLIBC_TUNABLES']}"}
+    before = dict(os.environ)
+    os.environ.update(own)
     try:
         forkserver.ensure_running()  # the C library reads its settings when the server starts
     finally:
-        del os.environ["GLIBC_TUNABLES"]
-        if kept is not None:
-            os.environ["GLIBC_TUNABLES"] = kept
+        os.environ.clear()
+        os.environ.update(before)
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()

@@ -221,8 +221,14 @@ def test_a_fresh_process_has_a_heap_without_a_past():
     here = os.getpid()
     assert memory.in_fresh_process(os.getpid) != here
     assert memory.in_fresh_process(os.getpid) != memory.in_fresh_process(os.getpid)
-    tunables = memory.in_fresh_process(os.getenv, "GLIBC_TUNABLES")
-    assert "mmap_threshold" in tunables and "mmap_threshold" not in os.environ.get("GLIBC_TUNABLES", "")
+    assert "mmap_threshold" in memory.in_fresh_process(os.getenv, "GLIBC_TUNABLES")
+    assert memory.in_fresh_process(os.getenv, "RNNKERNELS_KEPT_MEMORY_MIB") == "0"
+
+
+def test_the_environment_stays_as_it_was():
+    before = dict(os.environ)
+    memory.in_fresh_process(os.getpid)
+    assert dict(os.environ) == before
 
 
 def test_what_a_fresh_process_raises_is_raised():

@@ -414,7 +414,7 @@ class DirectCall {
     const cpu::CellKernels& cell = s.lstm ? *kernels()->lstm : *kernels()->gru;
     const cpu::Parallel pool = python::torch_pool();
     Tensor memory;
-    const Workspace workspace(cell.forward_workspace(layer, false, pool.threads), [&](int64_t bytes) {
+    const Workspace workspace(*kernels(), cell.forward_workspace(layer, false, pool.threads), [&](int64_t bytes) {
       memory = at::empty({bytes}, given.input.options().dtype(at::kByte));
       return memory.mutable_data_ptr();
     });

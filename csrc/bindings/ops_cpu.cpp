@@ -30,6 +30,7 @@ using rnnkernels::cpu::Parallel;
 using rnnkernels::cpu::RowsView;
 using rnnkernels::cpu::WeightGradients;
 using rnnkernels::cpu::Weights;
+using rnnkernels::cpu::kernels;
 using rnnkernels::Workspace;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -333,7 +334,7 @@ ForwardOutputs forward(const CellKernels& cell, const Checked& in, bool save) {
   }
   const Parallel pool = torch_pool();
   Allocation allocation;
-  const Workspace workspace(cell.forward_workspace(layer, save, pool.threads), std::ref(allocation));
+  const Workspace workspace(kernels(), cell.forward_workspace(layer, save, pool.threads), std::ref(allocation));
   cell.forward(layer, arguments, workspace.data(), pool);
   return out;
 }
@@ -407,7 +408,7 @@ BackwardOutputs backward(const CellKernels& cell, const Checked& in, const Gradi
   }
   const Parallel pool = torch_pool();
   Allocation allocation;
-  const Workspace workspace(cell.backward_workspace(layer, arguments.grad_input != nullptr, needs_weights, pool.threads),
+  const Workspace workspace(kernels(), cell.backward_workspace(layer, arguments.grad_input != nullptr, needs_weights, pool.threads),
                             std::ref(allocation));
   cell.backward(layer, arguments, workspace.data(), pool);
   return out;
@@ -420,7 +421,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
     std::vector<Tensor> weights, bool has_biases, bool has_projection, bool bidirectional, bool save_for_backward) {
   const Checked in =
       check_inputs(input, batch_sizes, h0, c0, std::move(weights), {4, has_biases, has_projection, bidirectional});
-  ForwardOutputs out = forward(*rnnkernels::cpu::kernels().lstm, in, save_for_backward);
+  ForwardOutputs out = forward(*kernels().lstm, in, save_for_backward);
   return {out.output, out.h_n, *out.c_n, out.gates, *out.cells};
 }
 
@@ -431,7 +432,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
     bool has_projection, bool bidirectional, bool needs_input_grad, bool needs_weight_grads) {
   const Checked in =
       check_inputs(input, batch_sizes, h0, c0, std::move(weights), {4, has_biases, has_projection, bidirectional});
-  BackwardOutputs out = backward(*rnnkernels::cpu::kernels().lstm, in, {grad_output, grad_h_n, grad_c_n},
+  BackwardOutputs out = backward(*kernels().lstm, in, {grad_output, grad_h_n, grad_c_n},
                                  {output, gates, cells}, needs_input_grad, needs_weight_grads);
   return {out.input, out.h0, *out.c0, std::move(out.weights)};
 }
@@ -441,7 +442,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& input, std::optiona
                                                bool bidirectional, bool save_for_backward) {
   const Checked in =
       check_inputs(input, batch_sizes, h0, std::nullopt, std::move(weights), {3, has_biases, false, bidirectional});
-  ForwardOutputs out = forward(*rnnkernels::cpu::kernels().gru, in, save_for_backward);
+  ForwardOutputs out = forward(*kernels().gru, in, save_for_backward);
   return {out.output, out.h_n, out.gates};
 }
 
@@ -451,7 +452,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> gru_backward(
     const Tensor& gates, bool has_biases, bool bidirectional, bool needs_input_grad, bool needs_weight_grads) {
   const Checked in =
       check_inputs(input, batch_sizes, h0, std::nullopt, std::move(weights), {3, has_biases, false, bidirectional});
-  BackwardOutputs out = backward(*rnnkernels::cpu::kernels().gru, in, {grad_output, grad_h_n, std::nullopt},
+  BackwardOutputs out = backward(*kernels().gru, in, {grad_output, grad_h_n, std::nullopt},
                                  {output, gates, std::nullopt}, needs_input_grad, needs_weight_grads);
   return {out.input, out.h0, std::move(out.weights)};
 }
@@ -460,7 +461,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> gru_backward(
 
 // For direct.h, which is in another library.
 extern "C" __attribute__((visibility("default"))) const rnnkernels::cpu::Kernels* rnnkernels_cpu_kernels() {
-  return &rnnkernels::cpu::kernels();
+  return &kernels();
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {

@@ -6,6 +6,7 @@
 // S is the storage type named by dtype, C the type computed in (float for half types, else S).
 #pragma once
 
+#include "kept_memory.h"
 #include "types.h"
 
 namespace rnnkernels::cpu {
@@ -104,6 +105,9 @@ struct CellKernels {
 struct Kernels {
   const CellKernels* lstm;
   const CellKernels* gru;
+  // Those of kept_memory.h: every library that runs these kernels shares one block.
+  Block (*take_memory)(int64_t bytes);
+  void (*give_memory_back)(const Block&);
 };
 
 // The kernels of the instruction set dispatch.h chooses; throws what it throws.
