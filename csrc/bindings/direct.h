@@ -109,6 +109,7 @@ class DirectCall {
     for (int64_t layer = 0; layer < s.layers; ++layer) {
       const Tensor next =
           batched ? at::empty({steps, batch, width}, x.options()) : at::empty({steps, width}, x.options());
+      ask_for_huge_pages(next.mutable_data_ptr(), int64_t(next.nbytes()));
       run(s, layer, steps, batch, from, given, finals, next.mutable_data_ptr());
       output = next;
       from = {next.const_data_ptr(), batch * width, width};

@@ -32,6 +32,7 @@ using rnnkernels::cpu::WeightGradients;
 using rnnkernels::cpu::Weights;
 using rnnkernels::cpu::kernels;
 using rnnkernels::Workspace;
+using rnnkernels::ask_for_huge_pages;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -277,7 +278,9 @@ Tensor empty(const Sizes& sizes, DtypeCode dtype) {
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.count(), sizes.data(), strides, dtype,
                                                   aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  Tensor result(handle);
+  ask_for_huge_pages(result.mutable_data_ptr(), result.numel() * int64_t(result.element_size()));
+  return result;
 }
 
 void run_on_torch_pool(void*, int64_t count, void (*task)(void*, int64_t), void* context) {

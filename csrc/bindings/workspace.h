@@ -11,17 +11,31 @@
 
 namespace rnnkernels {
 
-// That of a small layer is on the stack. A large one is the block that the kernels' library keeps (kept_memory.h), in huge pages: the
-// system hands memory over in pieces of 4 KiB otherwise, and packed weights of some MiB are more of these than the processor can
-// translate without looking them up. Everything else is the caller's to allocate, through torch, whose allocator then accounts for
-// it and says what it cannot do.
+// For memory that is about to be written for the first time: the system hands it over in pieces of 4 KiB otherwise, which takes
+// longer than writing to them. Advice: where it is not taken, nothing else changes.
+inline void ask_for_huge_pages(void* data, int64_t bytes) {
+  if (bytes < cpu::kWorthHugePages) return;
+#if defined(__linux__)
+  // The system takes addresses of small pages.
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)data;
+#endif
+}
+
+// That of a small layer is on the stack. A large one is the block that the kernels' library keeps (kept_memory.h). Everything else is
+// the caller's to allocate, through torch, whose allocator then accounts for it and says what it cannot do. From some MiB on it is in
+// huge pages: packed weights are more pages of 4 KiB than the processor can translate without looking them up.
 class Workspace {
  public:
   // allocate(size) gives that many bytes, at any address, for as long as this lives.
   template <class Allocate>
   Workspace(const cpu::Kernels& library, int64_t bytes, const Allocate& allocate) : give_memory_back_(library.give_memory_back) {
     if (bytes <= int64_t(sizeof small_)) return;
-    const bool huge = bytes >= 2 * cpu::kHugePage;
+    const bool huge = bytes >= cpu::kWorthHugePages;
     if (huge) block_ = library.take_memory(bytes);
     if (block_.data != nullptr) {
       data_ = block_.data;
@@ -30,10 +44,7 @@ class Workspace {
     const int64_t alignment = huge ? cpu::kHugePage : cpu::kWorkspaceAlignment;
     const auto address = reinterpret_cast<uintptr_t>(allocate(bytes + alignment)) + uintptr_t(alignment) - 1;
     data_ = reinterpret_cast<void*>(address / uintptr_t(alignment) * uintptr_t(alignment));
-#if defined(__linux__)
-    // Advice: where it is not taken, nothing else changes.
-    if (huge) madvise(data_, size_t(bytes / cpu::kHugePage * cpu::kHugePage), MADV_HUGEPAGE);
-#endif
+    ask_for_huge_pages(data_, bytes);
   }
   ~Workspace() {
     if (block_.data != nullptr) give_memory_back_(block_);

@@ -16,6 +16,8 @@ struct Block {
 
 // Blocks start at a multiple of this, where the system can give them pages of this size.
 inline constexpr int64_t kHugePage = int64_t(1) << 21;
+// What is smaller has too few of them.
+inline constexpr int64_t kWorthHugePages = 2 * kHugePage;
 
 // A block of at least so many bytes, the one that was kept if it is large enough and free. It holds anything. No data: one so large
 // would not be kept, or the system has none to give, and the caller has to get it elsewhere. Throws std::runtime_error when
