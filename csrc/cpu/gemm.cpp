@@ -158,20 +158,26 @@ RNN_INLINE void even_blocks(int64_t rows, int64_t most, const Body& body) {
   }
 }
 
-// All rows [0, rows) of a column strip, `vectors` wide. A packed left operand comes in blocks of at most kPackedRows rows.
+// All rows [0, rows) of a column strip, `vectors` wide. A packed left operand comes in blocks of at most kPackedRows rows. The tile is
+// changed in place: members that have just been written one by one would be copied in wider pieces, which waits for the cache.
 template <class E, Order kOrder>
-void run_strip(Tile<E> tile, int vectors, int64_t rows) {
-  const E* const a = tile.a;
-  auto* const c = tile.c;
-  even_blocks(rows, kOrder == Order::kRows ? max_tile_rows(vectors) : kPackedRows, [&](int64_t first, int n) {
-    tile.a = a + first * (kOrder == Order::kRows ? tile.a_stride : tile.depth);
-    tile.c = c + first * tile.c_stride;
+void run_strip(Tile<E>&& tile, int vectors, int64_t rows) {
+  const auto run = [&](int n) {
     switch (vectors) {
       case 1: return run_rows<E, kOrder, 1>(n, tile);
       case 2: return run_rows<E, kOrder, 2>(n, tile);
       case 3: return run_rows<E, kOrder, 3>(n, tile);
       default: return run_rows<E, kOrder, 4>(n, tile);
     }
+  };
+  const int most = kOrder == Order::kRows ? max_tile_rows(vectors) : kPackedRows;
+  if (rows <= most) return run(int(rows));
+  const E* const a = tile.a;
+  auto* const c = tile.c;
+  even_blocks(rows, most, [&](int64_t first, int n) {
+    tile.a = a + first * (kOrder == Order::kRows ? tile.a_stride : tile.depth);
+    tile.c = c + first * tile.c_stride;
+    run(n);
   });
 }
 
