@@ -183,42 +183,51 @@ void run_strip(Tile<E>&& tile, int vectors, int64_t rows) {
 
 // ---- Dot products with unpacked rows ----------------------------------------------------------
 
-constexpr int kDotWeightRows = 4;
 constexpr int kDotRows = kRegisters == 32 ? 4 : 2;
 
-// c[m][j] = sum_k a[m][k] w[j][k], vectors along k; w[j] are the rows to multiply with, kDotWeightRows of them.
+// Rows of the weights that kRows rows meet at once: as many as there are lanes where the sums find registers, so that these are
+// one vector in the end.
+template <class T>
+constexpr int dot_weight_rows(int rows) {
+  constexpr int lanes = Vec<T>::size;
+  const int most = rows == 1 ? 8 : 4;
+  return lanes < most ? lanes : most;
+}
+
+// c[m][j] = sum_k a[m][k] w[j * depth + k] for one vector of units, vectors along k. Past the last unit, that unit again: every
+// lane is written, none from outside of the weights.
 template <class S, int kRows>
-void run_dots(Matrix<const Operand<S>> a, const S* const (&w)[kDotWeightRows], int64_t depth,
-              Matrix<Compute<S>> c, int columns) {
+void run_dots(Matrix<const Operand<S>> a, const S* w, int64_t units, int64_t depth, Matrix<Compute<S>> c) {
   using T = Compute<S>;
-  using Raw = typename Vec<T>::Raw;
-  Raw sum[kRows][kDotWeightRows];
-  RNN_UNROLL
-  for (int m = 0; m < kRows; ++m)
+  constexpr int kWeightRows = dot_weight_rows<T>(kRows);
+  for (int64_t unit = 0; unit < kLanes<T>; unit += kWeightRows) {
+    const S* w_rows[kWeightRows];
+    for (int j = 0; j < kWeightRows; ++j) w_rows[j] = w + (unit + j < units ? unit + j : units - 1) * depth;
+    Vec<T> sum[kRows][kWeightRows];
     RNN_UNROLL
-    for (int j = 0; j < kDotWeightRows; ++j) sum[m][j] = Raw{};
-
-  const auto add_products = [&](int64_t k, int64_t n) __attribute__((always_inline)) {
-    Raw a_vector[kRows];
-    RNN_UNROLL
-    for (int m = 0; m < kRows; ++m) a_vector[m] = load(a.row(m) + k, n).v;
-    RNN_UNROLL
-    for (int j = 0; j < kDotWeightRows; ++j) {
-      const Raw w_vector = load(w[j] + k, n).v;
+    for (int m = 0; m < kRows; ++m)
       RNN_UNROLL
-      for (int m = 0; m < kRows; ++m) sum[m][j] += a_vector[m] * w_vector;
-    }
-  };
-  int64_t k = 0;
-  for (; k + kLanes<T> <= depth; k += kLanes<T>) add_products(k, kLanes<T>);
-  if (k < depth) add_products(k, depth - k);
+      for (int j = 0; j < kWeightRows; ++j) sum[m][j] = T(0);
 
-  RNN_UNROLL
-  for (int m = 0; m < kRows; ++m) {
-    if constexpr (kLanes<T> >= kDotWeightRows) {
-      store(c.row(m), sum_lanes_of_four<T>(sum[m][0], sum[m][1], sum[m][2], sum[m][3]), columns);
-    } else {
-      for (int j = 0; j < columns; ++j) c.row(m)[j] = sum_lanes(Vec<T>(sum[m][j]));
+    const auto add_products = [&](int64_t k, int64_t n) __attribute__((always_inline)) {
+      Vec<T> a_vector[kRows];
+      RNN_UNROLL
+      for (int m = 0; m < kRows; ++m) a_vector[m] = load(a.row(m) + k, n);
+      RNN_UNROLL
+      for (int j = 0; j < kWeightRows; ++j) {
+        const Vec<T> w_vector = load(w_rows[j] + k, n);
+        RNN_UNROLL
+        for (int m = 0; m < kRows; ++m) sum[m][j].v += a_vector[m].v * w_vector.v;
+      }
+    };
+    int64_t k = 0;
+    for (; k + kLanes<T> <= depth; k += kLanes<T>) add_products(k, kLanes<T>);
+    if (k < depth) add_products(k, depth - k);
+
+    RNN_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const Vec<T> sums = sum_lanes_of(sum[m]);
+      std::memcpy(c.row(m) + unit, &sums, kWeightRows * sizeof(T));
     }
   }
 }
@@ -231,22 +240,15 @@ void multiply_gates_unpacked(const GateWeights<S>& weights, int gates, int64_t p
   const int64_t first_unit = panel * kLanes<T>;
   const int64_t units = weights.units - first_unit < kLanes<T> ? weights.units - first_unit : kLanes<T>;
   for (int gate = 0; gate < gates; ++gate) {
-    const S* gate_rows = weights.rows + (gate * weights.units + first_unit) * weights.depth;
-    for (int64_t unit = 0; unit < kLanes<T>; unit += kDotWeightRows) {
-      // Past the last unit, that unit again: every lane is written, none from outside W.
-      const S* w[kDotWeightRows];
-      for (int j = 0; j < kDotWeightRows; ++j)
-        w[j] = gate_rows + (unit + j < units ? unit + j : units - 1) * weights.depth;
-      const int columns = int(kLanes<T> - unit < kDotWeightRows ? kLanes<T> - unit : kDotWeightRows);
-      for (int64_t m = 0; m < rows; m += kDotRows) {
-        const Matrix<const Operand<S>> a_block{a.row(m), a.stride};
-        const Matrix<T> c_block{c + m * c_stride + gate * kLanes<T> + unit, c_stride};
-        switch (rows - m < kDotRows ? rows - m : kDotRows) {
-          case 1: run_dots<S, 1>(a_block, w, weights.depth, c_block, columns); break;
-          case 2: run_dots<S, 2>(a_block, w, weights.depth, c_block, columns); break;
-          case 3: run_dots<S, kRegisters == 32 ? 3 : 2>(a_block, w, weights.depth, c_block, columns); break;
-          default: run_dots<S, kDotRows>(a_block, w, weights.depth, c_block, columns); break;
-        }
+    const S* w = weights.rows + (gate * weights.units + first_unit) * weights.depth;
+    for (int64_t m = 0; m < rows; m += kDotRows) {
+      const Matrix<const Operand<S>> a_block{a.row(m), a.stride};
+      const Matrix<T> c_block{c + m * c_stride + gate * kLanes<T>, c_stride};
+      switch (rows - m < kDotRows ? rows - m : kDotRows) {
+        case 1: run_dots<S, 1>(a_block, w, units, weights.depth, c_block); break;
+        case 2: run_dots<S, 2>(a_block, w, units, weights.depth, c_block); break;
+        case 3: run_dots<S, kRegisters == 32 ? 3 : 2>(a_block, w, units, weights.depth, c_block); break;
+        default: run_dots<S, kDotRows>(a_block, w, units, weights.depth, c_block); break;
       }
     }
   }

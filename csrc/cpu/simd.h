@@ -64,6 +64,18 @@ struct RawVector {
   typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(1), may_alias));
 };
 
+// All ones in the first n lanes.
+template <class T, int... kLane>
+RNN_INLINE auto first_lanes(int64_t n, std::integer_sequence<int, kLane...>) {
+  using Integer = typename IntegerOf<T>::type;
+  using Bits = typename RawVector<Integer>::type;
+  return Bits{kLane...} < Bits{} + Integer(n);
+}
+template <class T>
+RNN_INLINE auto first_lanes(int64_t n) {
+  return first_lanes<T>(n, std::make_integer_sequence<int, kVectorBytes / int(sizeof(T))>{});
+}
+
 template <class T>
 struct Vec {
   using Raw = typename RawVector<T>::type;
@@ -90,6 +102,11 @@ struct Vec {
       return Raw(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
     else
       return Raw(_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+      return Raw(_mm256_maskload_ps(p, __m256i(first_lanes<T>(n))));
+    else
+      return Raw(_mm256_maskload_pd(p, __m256i(first_lanes<T>(n))));
 #else
     alignas(kVectorBytes) T lanes[size] = {};
     std::memcpy(lanes, p, size_t(n) * sizeof(T));
@@ -138,16 +155,6 @@ RNN_INLINE Raw shuffle(Raw a, Raw b) {
 #endif
 }
 
-template <class T, int... kLane>
-RNN_INLINE T sum_halves(typename Vec<T>::Raw x, std::integer_sequence<int, kLane...>) {
-  constexpr int lanes = Vec<T>::size;
-  if constexpr (lanes >= 16) x += shuffle<(kLane + 8) % lanes...>(x, x);
-  if constexpr (lanes >= 8) x += shuffle<(kLane + 4) % lanes...>(x, x);
-  if constexpr (lanes >= 4) x += shuffle<(kLane + 2) % lanes...>(x, x);
-  x += shuffle<(kLane + 1) % lanes...>(x, x);
-  return x[0];
-}
-
 // Sums the halves of every run of 2 * kRun lanes: those of a, then those of b.
 template <int kRun, class Raw, int... kLane>
 RNN_INLINE Raw add_halves(Raw a, Raw b, std::integer_sequence<int, kLane...>) {
@@ -164,20 +171,25 @@ RNN_INLINE Raw add_runs(Raw x, Lanes lanes) {
     return add_runs<kRun / 2>(add_halves<kRun>(x, x, lanes), lanes);
 }
 
-// The sums over lanes of four vectors, in the first four lanes: fewer shuffles than four times sum_lanes, same order.
-template <class T>
-RNN_INLINE Vec<T> sum_lanes_of_four(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
-  constexpr int lanes = Vec<T>::size;
-  static_assert(lanes >= 4);
-  constexpr std::make_integer_sequence<int, lanes> all{};
-  const auto ab = add_halves<lanes / 2>(a.v, b.v, all), cd = add_halves<lanes / 2>(c.v, d.v, all);
-  return add_runs<lanes / 8>(add_halves<lanes / 4>(ab, cd, all), all);
+// Halves of two vectors onto each other until one is left, then the halves of its runs.
+template <int kRun, int kCount, class T>
+RNN_INLINE Vec<T> sum_runs_of(Vec<T> (&x)[kCount]) {
+  constexpr std::make_integer_sequence<int, Vec<T>::size> all{};
+  if constexpr (kCount == 1) {
+    return add_runs<kRun>(x[0].v, all);
+  } else {
+    Vec<T> halves[kCount / 2];
+    RNN_UNROLL
+    for (int i = 0; i < kCount / 2; ++i) halves[i] = add_halves<kRun>(x[2 * i].v, x[2 * i + 1].v, all);
+    return sum_runs_of<kRun / 2>(halves);
+  }
 }
 
-// The sum over lanes, in a fixed order: halves onto halves.
-template <class T>
-RNN_INLINE T sum_lanes(Vec<T> x) {
-  return sum_halves<T>(x.v, std::make_integer_sequence<int, Vec<T>::size>{});
+// The sums over lanes of kCount vectors, in the first kCount lanes; each adds up halves onto halves.
+template <int kCount, class T>
+RNN_INLINE Vec<T> sum_lanes_of(Vec<T> (&x)[kCount]) {
+  static_assert(kCount <= Vec<T>::size && Vec<T>::size % kCount == 0);
+  return sum_runs_of<Vec<T>::size / 2>(x);
 }
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA
