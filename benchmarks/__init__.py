@@ -11,6 +11,7 @@ memory.py       peaks of memory
 flops.py        operations of a case
 wall.py         what the machine can do at most, and a case's share of it
 machine.py      what the figures were measured on
+arguments.py    numbers on the command line
 runner.py       cases x providers -> the result file
 results.py      reading and writing result files
 report.py       a result file -> Markdown, and the tables in the documents

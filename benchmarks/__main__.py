@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from . import compare, explain, figures, grids, machine, providers, report, results, runner, targets, wall
+from .arguments import at_least
 from .cases import MODES, Case
 from .study import command as study
 
@@ -195,15 +196,6 @@ def _sizes(text: str) -> list[int]:
     return values
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:  # argparse names it where int() fails
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-        return value
-
-    return integer
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast the backends are, next to torch.nn.")
     commands = parser.add_subparsers(required=True)
@@ -268,10 +260,10 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="float32 products on a GPU in TF32, or not (default: as torch has it)",
     )
     how.add_argument("--seconds", type=float, default=0.3, help="per case and provider (default: %(default)s)")
-    how.add_argument("--min-rounds", type=_at_least(2), default=5, help="of each case (default: %(default)s)")
-    how.add_argument("--cold-rounds", type=_at_least(2), default=0, help="single calls after emptying the caches (default: none)")
+    how.add_argument("--min-rounds", type=at_least(2), default=5, help="of each case (default: %(default)s)")
+    how.add_argument("--cold-rounds", type=at_least(2), default=0, help="single calls after emptying the caches (default: none)")
     how.add_argument("--no-memory", action="store_true", help="do not measure peaks of memory")
-    how.add_argument("--threads", type=_at_least(1), default=torch.get_num_threads(), help="(default: torch's, %(default)s)")
+    how.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), help="(default: torch's, %(default)s)")
     how.add_argument("--seed", type=int, default=0)
 
 
@@ -288,7 +280,7 @@ def _add_explain(why: argparse.ArgumentParser) -> None:
     why.add_argument("--packed", action="store_true")
     why.add_argument("--bidirectional", action="store_true")
     why.add_argument("--providers", type=_names, default=providers.OURS, metavar="NAMES", help="as for run")
-    why.add_argument("--threads", type=_at_least(1), default=torch.get_num_threads())
+    why.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
     why.add_argument("--seconds", type=float, default=0.5)
 
 

@@ -101,12 +101,17 @@ def environment() -> dict[str, Any]:
 
 
 def switches() -> dict[str, Any]:
-    """Everything that changes how float32 is multiplied. Reading some of them raises after others were set."""
+    """Everything that changes how products are computed. Reading some of them raises after others were set."""
     readers: dict[str, Callable[[], Any]] = {
         "float32_matmul_precision": torch.get_float32_matmul_precision,
         "mkldnn.enabled": lambda: torch.backends.mkldnn.enabled,
         "cuda.matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
+        "cuda.matmul.fp32_precision": lambda: torch.backends.cuda.matmul.fp32_precision,
+        "bf16_reduced_precision_reduction": lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "fp16_reduced_precision_reduction": lambda: torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        "cudnn.enabled": lambda: torch.backends.cudnn.enabled,
         "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
+        "cudnn.rnn.fp32_precision": lambda: torch.backends.cudnn.rnn.fp32_precision,
         "cudnn.benchmark": lambda: torch.backends.cudnn.benchmark,
         "cudnn.deterministic": lambda: torch.backends.cudnn.deterministic,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled,

@@ -27,6 +27,7 @@ import rnnkernels
 from rnnkernels import info
 
 from . import machine, report
+from .arguments import at_least
 from .gate import FLOOR_ULP
 from .providers import onnx_runtime
 
@@ -162,11 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, help="result file (default: out/<machine>-streaming.json)")
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=SIZES, metavar="H", help="hidden and input sizes (default: 16 … 1024)"
+        "--sizes", type=at_least(1), nargs="+", default=SIZES, metavar="H", help="hidden and input sizes (default: 16 … 1024)"
     )
-    parser.add_argument("--layers", type=int, nargs="+", default=(1, 2), help="(default: 1 2)")
+    parser.add_argument("--layers", type=at_least(1), nargs="+", default=(1, 2), help="(default: 1 2)")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case and contestant (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

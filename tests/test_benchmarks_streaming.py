@@ -50,6 +50,13 @@ def test_a_state_that_is_not_carried_is_noticed():
     assert streaming.mismatches(module, {"forgets": lambda x: module(x)[0]}, inputs)
 
 
+@pytest.mark.parametrize("option", ["--sizes", "--layers", "--threads"])
+def test_sizes_and_threads_are_positive(option, capsys):
+    with pytest.raises(SystemExit):
+        streaming.main([option, "0"])
+    assert f"argument {option}: 0 is less than 1" in capsys.readouterr().err
+
+
 def test_the_command_writes_a_result_file(tmp_path, capsys, threads, native_library):
     threads(1)
     out = tmp_path / "folder" / "streaming.json"

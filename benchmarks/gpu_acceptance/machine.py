@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from torch.utils import collect_env
 
 from rnnkernels import info
 
 from .. import machine
 from .schedules import cuda_missing, gpu, pretend_gpu
-from .stage import Row, Stage, describe_error
+from .stage import Row, Stage
 
 #: What the driver is asked for; it is only read, never set.
 _DRIVER_FIELDS = (
@@ -33,16 +31,6 @@ _DRIVER_FIELDS = (
     "utilization.gpu",
     "compute_mode",
     "mig.mode.current",
-)
-
-#: Of :mod:`torch.utils.collect_env`, what a reader of results wants.
-_ENVIRONMENT_FIELDS = (
-    "os",
-    "gcc_version",
-    "cuda_compiled_version",
-    "cuda_runtime_version",
-    "nvidia_driver_version",
-    "cudnn_version",
 )
 
 _TOOLS = ("ncu", "compute-sanitizer", "nvcc", "nvidia-smi")
@@ -114,28 +102,9 @@ def _versions() -> Row:
 
 
 def _switches() -> Row:
-    """Everything that changes how float32 products are computed. Reading some of them raises when others were set."""
-    readers: dict[str, Callable[[], Any]] = {
-        "cudnn.rnn.fp32_precision": lambda: torch.backends.cudnn.rnn.fp32_precision,
-        "cuda.matmul.fp32_precision": lambda: torch.backends.cuda.matmul.fp32_precision,
-        "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
-        "cuda.matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
-        "float32_matmul_precision": torch.get_float32_matmul_precision,
-        "bf16_reduced_precision_reduction": lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
-        "fp16_reduced_precision_reduction": lambda: torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-        "cudnn.enabled": lambda: torch.backends.cudnn.enabled,
-        "cudnn.benchmark": lambda: torch.backends.cudnn.benchmark,
-        "cudnn.deterministic": lambda: torch.backends.cudnn.deterministic,
-    }
-    switches: dict[str, Any] = {}
-    for name, read in readers.items():
-        try:
-            switches[name] = read()
-        except RuntimeError as error:
-            switches[name] = f"cannot be read: {describe_error(error)[:120]}"
-    return {"switches": switches, "variables": {k: v for k, v in info.collect()["environment"].items() if v is not None}}
+    variables = {name: value for name, value in info.collect()["environment"].items() if value is not None}
+    return {"switches": machine.switches(), "variables": variables}
 
 
 def _environment() -> Row:
-    environment = collect_env.get_env_info()
-    return {name: getattr(environment, name, None) for name in _ENVIRONMENT_FIELDS}
+    return dict(machine.environment())
