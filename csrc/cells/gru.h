@@ -25,13 +25,28 @@ struct GruBackward {
 };
 
 template <class V>
+RNN_HD inline V gru_gate(V x_part, V h_part) {
+  return sigmoid(x_part + h_part);  // G1, G2
+}
+
+template <class V>
+RNN_HD inline V gru_new(V x_n, V r, V q) {
+  return tanh(x_n + r * q);  // G4
+}
+
+template <class V>
+RNN_HD inline V gru_state(V z, V n, V h_prev) {
+  return (V(1) - z) * n + z * h_prev;  // G5
+}
+
+template <class V>
 RNN_HD inline GruForward<V> gru_forward(V x_r, V x_z, V x_n, V h_r, V h_z, V h_n, V h_prev) {
   GruForward<V> step;
-  step.gates.r = sigmoid(x_r + h_r);                       // G1
-  step.gates.z = sigmoid(x_z + h_z);                       // G2
-  step.gates.q = h_n;                                      // G3
-  step.gates.n = tanh(x_n + step.gates.r * step.gates.q);  // G4
-  step.h = (V(1) - step.gates.z) * step.gates.n + step.gates.z * h_prev;  // G5
+  step.gates.r = gru_gate(x_r, h_r);
+  step.gates.z = gru_gate(x_z, h_z);
+  step.gates.q = h_n;  // G3
+  step.gates.n = gru_new(x_n, step.gates.r, step.gates.q);
+  step.h = gru_state(step.gates.z, step.gates.n, h_prev);
   return step;
 }
 

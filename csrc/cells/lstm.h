@@ -25,14 +25,31 @@ struct LstmBackward {
 };
 
 template <class V>
+RNN_HD inline LstmGates<V> lstm_gates(const LstmGates<V>& a) {
+  LstmGates<V> gates;
+  gates.i = sigmoid(a.i);  // L2
+  gates.f = sigmoid(a.f);  // L3
+  gates.g = tanh(a.g);     // L4
+  gates.o = sigmoid(a.o);  // L5
+  return gates;
+}
+
+template <class V>
+RNN_HD inline V lstm_cell_state(const LstmGates<V>& gates, V c_prev) {
+  return gates.f * c_prev + gates.i * gates.g;  // L6
+}
+
+template <class V>
+RNN_HD inline V lstm_hidden_state(V o, V c) {
+  return o * tanh(c);  // L7
+}
+
+template <class V>
 RNN_HD inline LstmForward<V> lstm_forward(const LstmGates<V>& a, V c_prev) {
   LstmForward<V> step;
-  step.gates.i = sigmoid(a.i);                           // L2
-  step.gates.f = sigmoid(a.f);                           // L3
-  step.gates.g = tanh(a.g);                              // L4
-  step.gates.o = sigmoid(a.o);                           // L5
-  step.c = step.gates.f * c_prev + step.gates.i * step.gates.g;  // L6
-  step.h = step.gates.o * tanh(step.c);                  // L7
+  step.gates = lstm_gates(a);
+  step.c = lstm_cell_state(step.gates, c_prev);
+  step.h = lstm_hidden_state(step.gates.o, step.c);
   return step;
 }
 

@@ -12,7 +12,7 @@ template <class S>
 struct ForwardUnits {
   using C = Compute<S>;
   const C* x_part;       // (G, lanes): W_ih x
-  const C* h_part;       // (G, lanes): W_hh h'
+  C* h_part;             // (G, lanes): W_hh h', then whatever forward_gates leaves to forward_state
   const C* bias;         // (4, lanes)
   const C* h_prev;       // (H), GRU only
   C* carried;            // (H), h in full precision, or null where operands have it
@@ -20,11 +20,12 @@ struct ForwardUnits {
   C* hidden;             // (H), h before its projection, or null
   C* c;                  // (H), c' in and c out; LSTM only
   S* output;             // (H), null with projection
-  S* h_n;                // (H), null unless this is the row's last step
+  S* h_n;                // (H), null with projection
   S* gates;              // (4, H), null: not saved
   C* cells;              // (H), null: not saved
   int64_t gate_stride;   // H
-  int64_t count;         // real units among the lanes
+  int64_t count;         // real units from here on, maybe more than lanes
+  bool last;             // of the row's steps: h is h_n too, unless it is projected
 };
 
 template <class Cell>
@@ -305,44 +306,112 @@ class Forward {
         const Matrix<const A> h{h_prev.row(slice.first + own.first), h_prev.stride};
         const auto h_part_of = [&](int64_t i) { return h_part + i * own.size() * kWidth; };
         for (int64_t i = 0; i < count; ++i) multiply_gates(w_hh, kGates, first + i, h, own.size(), h_part_of(i));
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t panel = first + i;
-          const C* panel_x_part = x_part + panel * capacity_ * kWidth;
-          for (int64_t b = own.first; b < own.last; ++b)
-            Cell::forward(units(d, t, slice.first + b, panel, panel_x_part + b * kWidth,
-                                h_part_of(i) + (b - own.first) * kWidth, h_prev, h_next, b >= goes_on));
-        }
+        const auto each_unit = [&](const auto& body) __attribute__((always_inline)) {
+          const auto units_of_first = [&](int64_t i) __attribute__((always_inline)) {
+            const int64_t panel = first + i;
+            return units(d, t, slice.first + own.first, panel, x_part + (panel * capacity_ + own.first) * kWidth, h_part_of(i),
+                         h_prev, h_next);
+          };
+          if (own.size() == 1) {
+            ForwardUnits<S> u = units_of_first(0);
+            u.last = own.first >= goes_on;
+            for (int64_t i = 0; i < count; ++i, next_panel(u)) body(u);
+            return;
+          }
+          for (int64_t i = 0; i < count; ++i) {
+            ForwardUnits<S> u = units_of_first(i);
+            for (int64_t b = own.first; b < own.last; ++b, next_row(d, u, h_prev, h_next)) {
+              u.last = b >= goes_on;
+              body(u);
+            }
+          }
+        };
+        // What waits for the gates comes after all of them: one after the other is a chain of dependent instructions longer than
+        // what the processor looks ahead.
+        each_unit([](const ForwardUnits<S>& u) __attribute__((always_inline)) { Cell::forward_gates(u); });
+        each_unit([](const ForwardUnits<S>& u) __attribute__((always_inline)) { Cell::forward_state(u); });
       }
     }
     if (layer_.has_projection) project_state(d, slice, t, rows, h_next, goes_on);
   }
 
-  RNN_INLINE ForwardUnits<S> units(int d, int64_t t, int64_t b, int64_t panel, const C* x_part, const C* h_part,
-                                   const Matrix<A>& h_prev, const Matrix<A>& h_next, bool last) const {
+  // All but whether this is the row's last step.
+  RNN_INLINE ForwardUnits<S> units(int d, int64_t t, int64_t b, int64_t panel, const C* x_part, C* h_part,
+                                   const Matrix<A>& h_prev, const Matrix<A>& h_next) const {
     const Direction& direction = directions_[d];
     const int64_t hidden = layer_.hidden_size, unit = panel * kLanes<C>;
     const int64_t row = steps_.offset(t) + b;
-    ForwardUnits<S> u;
+    ForwardUnits<S> u{};
     u.x_part = x_part;
     u.h_part = h_part;
     u.bias = direction.bias + panel * 4 * kLanes<C>;
-    u.carried = kCarriesState ? direction.carried.row(b) + unit : nullptr;
+    if (kCarriesState) u.carried = direction.carried.row(b) + unit;
     if constexpr (kRoundsState)
       u.h_prev = u.carried;
     else
       u.h_prev = h_prev.row(b) + unit;
-    u.h = layer_.has_projection ? nullptr : h_next.row(b) + unit;
-    u.hidden = layer_.has_projection ? direction.hidden.row(b) + unit : nullptr;
-    u.c = Cell::kHasCellState ? direction.c.row(b) + unit : nullptr;
-    u.output = layer_.has_projection ? nullptr : output_row(d, row) + unit;
-    u.h_n = layer_.has_projection || !last ? nullptr : final_row(d, b) + unit;
-    u.gates = save_ ? static_cast<S*>(arguments_->gates) + (d * layer_.rows + row) * 4 * hidden + unit : nullptr;
-    u.cells = save_ && Cell::kHasCellState
-                  ? static_cast<C*>(arguments_->cells) + (d * layer_.rows + row) * hidden + unit
-                  : nullptr;
+    if (layer_.has_projection) {
+      u.hidden = direction.hidden.row(b) + unit;
+    } else {
+      u.h = h_next.row(b) + unit;
+      u.output = output_row(d, row) + unit;
+      u.h_n = final_row(d, b) + unit;
+    }
+    if (Cell::kHasCellState) u.c = direction.c.row(b) + unit;
+    if (save_) {
+      u.gates = static_cast<S*>(arguments_->gates) + (d * layer_.rows + row) * 4 * hidden + unit;
+      if (Cell::kHasCellState) u.cells = static_cast<C*>(arguments_->cells) + (d * layer_.rows + row) * hidden + unit;
+    }
     u.gate_stride = hidden;
-    u.count = smaller(hidden - unit, kLanes<C>);
+    u.count = hidden - unit;
     return u;
+  }
+
+  // The same units of the next row. Counting all addresses anew would take as many instructions as the cell.
+  RNN_INLINE void next_row(int d, ForwardUnits<S>& u, const Matrix<A>& h_prev, const Matrix<A>& h_next) const {
+    const Direction& direction = directions_[d];
+    u.x_part += kWidth;
+    u.h_part += kWidth;
+    if (kCarriesState) u.carried += direction.carried.stride;
+    if constexpr (kRoundsState)
+      u.h_prev = u.carried;
+    else
+      u.h_prev += h_prev.stride;
+    if (layer_.has_projection) {
+      u.hidden += direction.hidden.stride;
+    } else {
+      u.h += h_next.stride;
+      u.output += layer_.directions * layer_.state_size;
+      u.h_n += layer_.state_size;
+    }
+    if (Cell::kHasCellState) u.c += direction.c.stride;
+    if (save_) {
+      u.gates += 4 * layer_.hidden_size;
+      if (Cell::kHasCellState) u.cells += layer_.hidden_size;
+    }
+  }
+
+  // The next units of the same row, if it is alone among its panels' rows.
+  RNN_INLINE void next_panel(ForwardUnits<S>& u) const {
+    constexpr int64_t lanes = kLanes<C>;
+    u.x_part += capacity_ * kWidth;
+    u.h_part += kWidth;
+    u.bias += 4 * lanes;
+    if (kCarriesState) u.carried += lanes;
+    u.h_prev = kRoundsState ? u.carried : u.h_prev + lanes;
+    if (layer_.has_projection) {
+      u.hidden += lanes;
+    } else {
+      u.h += lanes;
+      u.output += lanes;
+      u.h_n += lanes;
+    }
+    if (Cell::kHasCellState) u.c += lanes;
+    if (save_) {
+      u.gates += lanes;
+      if (Cell::kHasCellState) u.cells += lanes;
+    }
+    u.count -= lanes;
   }
 
   // L8: r = W_hr h

@@ -29,23 +29,32 @@ struct Gru {
     return gate(b_ih, index) + gate(b_hh, index);
   }
 
-  RNN_INLINE static void forward(const ForwardUnits<S>& u) {
-    const auto x_part = [&](int gate) __attribute__((always_inline)) {
-      return V::load(u.x_part + gate * kLanes<C>) + V::load(u.bias + gate * kLanes<C>);
-    };
-    const auto h_part = [&](int gate) __attribute__((always_inline)) { return V::load(u.h_part + gate * kLanes<C>); };
-    const cells::GruForward<V> step =
-        cells::gru_forward<V>(x_part(0), x_part(1), x_part(2), h_part(0), h_part(1),
-                              h_part(2) + V::load(u.bias + 3 * kLanes<C>), V::load(u.h_prev));
-    store(u.h, step.h, u.count);  // the padding stays zero: pairs of operands reach into it
-    if (u.carried != nullptr) step.h.store(u.carried);
-    store(u.output, step.h, u.count);
-    if (u.h_n != nullptr) store(u.h_n, step.h, u.count);
+  RNN_INLINE static V x_part(const ForwardUnits<S>& u, int gate) {
+    return V::load(u.x_part + gate * kLanes<C>) + V::load(u.bias + gate * kLanes<C>);
+  }
+  RNN_INLINE static C* h_part(const ForwardUnits<S>& u, int gate) { return u.h_part + gate * kLanes<C>; }
+
+  RNN_INLINE static void forward_gates(const ForwardUnits<S>& u) {
+    const V r = cells::gru_gate<V>(x_part(u, 0), V::load(h_part(u, 0)));
+    const V z = cells::gru_gate<V>(x_part(u, 1), V::load(h_part(u, 1)));
+    const V q = V::load(h_part(u, 2)) + V::load(u.bias + 3 * kLanes<C>);  // G3
+    r.store(h_part(u, 0));
+    z.store(h_part(u, 1));
+    q.store(h_part(u, 2));
     if (u.gates == nullptr) return;
-    store(u.gates, step.gates.r, u.count);
-    store(u.gates + u.gate_stride, step.gates.z, u.count);
-    store(u.gates + 2 * u.gate_stride, step.gates.n, u.count);
-    store(u.gates + 3 * u.gate_stride, step.gates.q, u.count);
+    store(u.gates, r, u.count);
+    store(u.gates + u.gate_stride, z, u.count);
+    store(u.gates + 3 * u.gate_stride, q, u.count);
+  }
+
+  RNN_INLINE static void forward_state(const ForwardUnits<S>& u) {
+    const V n = cells::gru_new<V>(x_part(u, 2), V::load(h_part(u, 0)), V::load(h_part(u, 2)));
+    const V h = cells::gru_state<V>(V::load(h_part(u, 1)), n, V::load(u.h_prev));
+    store(u.h, h, u.count);  // the padding stays zero: pairs of operands reach into it
+    if (u.carried != nullptr) h.store(u.carried);
+    store(u.output, h, u.count);
+    if (u.last) store(u.h_n, h, u.count);
+    if (u.gates != nullptr) store(u.gates + 2 * u.gate_stride, n, u.count);
   }
 
   RNN_INLINE static void backward(const BackwardUnits<S>& u) {

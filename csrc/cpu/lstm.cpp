@@ -26,27 +26,30 @@ struct Lstm {
     return gate(b_ih, index) + gate(b_hh, index);
   }
 
-  RNN_INLINE static void forward(const ForwardUnits<S>& u) {
+  RNN_INLINE static void forward_gates(const ForwardUnits<S>& u) {
     const auto preactivation = [&](int gate) __attribute__((always_inline)) {  // L1
       const int64_t at = gate * kLanes<C>;
       return V::load(u.bias + at) + V::load(u.x_part + at) + V::load(u.h_part + at);
     };
-    const cells::LstmForward<V> step = cells::lstm_forward<V>(
-        {preactivation(0), preactivation(1), preactivation(2), preactivation(3)}, V::load(u.c));
-    step.c.store(u.c);
-    if (u.hidden != nullptr) {
-      step.h.store(u.hidden);
-    } else {
-      store(u.h, step.h, u.count);  // the padding stays zero: pairs of operands reach into it
-      store(u.output, step.h, u.count);
-    }
-    if (u.h_n != nullptr) store(u.h_n, step.h, u.count);
+    const cells::LstmGates<V> gates =
+        cells::lstm_gates<V>({preactivation(0), preactivation(1), preactivation(2), preactivation(3)});
+    const V c = cells::lstm_cell_state<V>(gates, V::load(u.c));
+    c.store(u.c);
+    gates.o.store(u.h_part);
     if (u.gates == nullptr) return;
-    store(u.gates, step.gates.i, u.count);
-    store(u.gates + u.gate_stride, step.gates.f, u.count);
-    store(u.gates + 2 * u.gate_stride, step.gates.g, u.count);
-    store(u.gates + 3 * u.gate_stride, step.gates.o, u.count);
-    store(u.cells, step.c, u.count);
+    store(u.gates, gates.i, u.count);
+    store(u.gates + u.gate_stride, gates.f, u.count);
+    store(u.gates + 2 * u.gate_stride, gates.g, u.count);
+    store(u.gates + 3 * u.gate_stride, gates.o, u.count);
+    store(u.cells, c, u.count);
+  }
+
+  RNN_INLINE static void forward_state(const ForwardUnits<S>& u) {
+    const V h = cells::lstm_hidden_state<V>(V::load(u.h_part), V::load(u.c));
+    if (u.hidden != nullptr) return h.store(u.hidden);
+    store(u.h, h, u.count);  // the padding stays zero: pairs of operands reach into it
+    store(u.output, h, u.count);
+    if (u.last) store(u.h_n, h, u.count);
   }
 
   RNN_INLINE static void backward(const BackwardUnits<S>& u) {
