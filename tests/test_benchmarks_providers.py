@@ -49,8 +49,9 @@ def test_every_mode_is_computed_by_modules(name, mode, cell):
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_torch_nn_on_the_padded_batch_has_the_ragged_batchs_results(cell, mode):
-    admitted("torch.nn:padded", replace(DENSE, cell=cell, mode=mode, packed=True))
+@pytest.mark.parametrize("name", ["torch.nn:padded", "rnnkernels:padded"])
+def test_the_padded_batch_has_the_ragged_batchs_results(name, cell, mode):
+    admitted(name, replace(DENSE, cell=cell, mode=mode, packed=True))
 
 
 @pytest.mark.parametrize("shape", ["dense", "packed", "bidirectional", "layers"])

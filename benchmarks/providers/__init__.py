@@ -2,7 +2,7 @@
 
 ===================  =================================================================================================
 base.py              what a provider is
-modules.py           torch.nn, torch.nn on padded batches, this package: classes with torch.nn's interface
+modules.py           torch.nn and this package, also on padded batches: classes with torch.nn's interface
 onnx_runtime.py      ONNX Runtime, inference and streaming
 jax_scan.py          JAX: ``lax.scan`` under ``jit``
 compiled_cell.py     a cell under ``torch.compile``, in a Python loop
@@ -18,24 +18,29 @@ import importlib.util
 
 from rnnkernels import backends
 
+from ..cases import TORCH_CLASSES
 from . import compiled_cell, jax_scan, modules, onnx_runtime
 from .base import Prepared, Provider
 
 BASELINE = "torch.nn"
 PADDED = "torch.nn:padded"
 OURS = "rnnkernels"
+OURS_PADDED = "rnnkernels:padded"
 ONNX_RUNTIME = "onnxruntime"
 JAX = "jax"
 
-#: Measured with ``--providers peers``: everything that runs on the CPU and takes seconds a case, not minutes.
-CPU_PEERS = (PADDED, ONNX_RUNTIME, JAX)
+#: Measured with ``--providers peers``: everything that runs on the CPU and takes seconds a case, not minutes; and ours on the
+#: padded batch, next to which packed sequences show what they cost.
+CPU_PEERS = (PADDED, OURS_PADDED, ONNX_RUNTIME, JAX)
 
-__all__ = ["BASELINE", "CPU_PEERS", "JAX", "ONNX_RUNTIME", "OURS", "PADDED", "Prepared", "Provider", "make", "names"]
+__all__ = ["BASELINE", "CPU_PEERS", "JAX", "ONNX_RUNTIME", "OURS", "OURS_PADDED", "PADDED"]
+__all__ += ["Prepared", "Provider", "make", "names"]
 
 _FACTORIES = {
     BASELINE: functools.partial(modules.torch_nn, BASELINE),
-    PADDED: functools.partial(modules.padded, PADDED),
+    PADDED: functools.partial(modules.padded, TORCH_CLASSES, PADDED),
     OURS: functools.partial(modules.rnnkernels_backend, OURS),
+    OURS_PADDED: functools.partial(modules.padded, modules.OUR_CLASSES, OURS_PADDED),
     **{f"{OURS}:{name}": functools.partial(modules.rnnkernels_backend, f"{OURS}:{name}", name) for name in backends.PREFERENCE},
     ONNX_RUNTIME: functools.partial(onnx_runtime.provider, ONNX_RUNTIME),
     JAX: functools.partial(jax_scan.provider, JAX),

@@ -1,4 +1,4 @@
-"""Classes with torch.nn's interface: torch.nn itself, also on padded batches, and this package's."""
+"""Classes with torch.nn's interface: torch.nn itself and this package's, also on padded batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rnnkernels import backends
 from ..cases import TORCH_CLASSES, Case, Problem
 from .base import Prepared, Provider, Results, named
 
-_OUR_CLASSES: dict[str, type[nn.Module]] = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}
+OUR_CLASSES: dict[str, type[nn.Module]] = {"lstm": rnnkernels.LSTM, "gru": rnnkernels.GRU}
 
 
 def torch_nn(name: str, device: str = "cpu") -> Provider:
@@ -25,20 +25,20 @@ def torch_nn(name: str, device: str = "cpu") -> Provider:
 
 def rnnkernels_backend(name: str, backend: str | None = None, device: str = "cpu") -> Provider:
     """This package, left to choose or held to one backend."""
-    making = functools.partial(prepare, _OUR_CLASSES)
+    making = functools.partial(prepare, OUR_CLASSES)
     if backend is None:
         return Provider(name, making)
     unsupported = functools.partial(_objection, backend, device)
     return Provider(name, making, unsupported, scope=functools.partial(rnnkernels.use_backend, backend))
 
 
-def padded(name: str, device: str = "cpu") -> Provider:
-    """torch.nn on the padded batch: what a user of ragged sequences does whom packed ones are too slow.
+def padded(classes: dict[str, type[nn.Module]], name: str, device: str = "cpu") -> Provider:
+    """A class on the padded batch: what a user of ragged sequences does whom packed ones are too slow.
 
     It has neither final states, which would have to be picked out of the output, nor the reverse direction, which would begin in
     the padding.
     """
-    return Provider(name, _prepare_padded, _padded_unsupported, omits=frozenset({"h_n", "c_n"}))
+    return Provider(name, functools.partial(_prepare_padded, classes), _padded_unsupported, omits=frozenset({"h_n", "c_n"}))
 
 
 def prepare(classes: dict[str, type[nn.Module]], problem: Problem, dtype: torch.dtype | None = None) -> Prepared:
@@ -119,9 +119,9 @@ def _module_step(module: nn.Module) -> Callable[[Tensor], Tensor]:
 # --- padded --------------------------------------------------------------------------------------------------------------
 
 
-def _prepare_padded(problem: Problem) -> Prepared:
+def _prepare_padded(classes: dict[str, type[nn.Module]], problem: Problem) -> Prepared:
     case = problem.case
-    module = TORCH_CLASSES[case.cell](**case.options()).to(problem.grad_output.device, case.torch_dtype)
+    module = classes[case.cell](**case.options()).to(problem.grad_output.device, case.torch_dtype)
     module.load_state_dict(problem.weights)
     parameters = dict(module.named_parameters())
     made = _pass(case.mode, lambda x: (module(x)[0],), parameters, problem.padded_input(), problem.padded_grad_output())
