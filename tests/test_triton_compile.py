@@ -1,9 +1,8 @@
 """Every tiling that is shipped compiles for each architecture: within its registers and shared memory, on its matrix units.
 
 A tiling needs the more of both, the more hidden units' weights stay on chip: it is compiled at the largest hidden size it is
-offered for. That takes minutes for each architecture: by default it is sm_90, without single products in TF32;
-RNNKERNELS_TEST_COMPILE names one with them, or says "every". "all" compiles every tiling at every size, half type and combination of
-flags, too, which takes hours.
+offered for. That takes minutes for each architecture: by default it is sm_90; RNNKERNELS_TEST_COMPILE names another one, or says
+"every". "all" compiles every tiling at every size, half type and combination of flags, too, which takes hours.
 """
 
 from __future__ import annotations
@@ -31,10 +30,8 @@ SET_ASIDE = 64
 
 NVIDIA = [name for name in ARCHITECTURES if name.startswith("sm_")]
 PASSES = [(cell, backward) for cell in ("lstm", "gru") for backward in (False, True)]
-#: One product in TF32 is a third of what three of them are, and needs less of everything: it is left out where nothing was asked
-#: for. bfloat16 and float16 differ in the name of their instructions only.
-PRODUCTS = [("bfloat16", "ieee"), ("float32", "tf32x3")]
-PRODUCTS += [("float32", "tf32")] * ("RNNKERNELS_TEST_COMPILE" in os.environ) + [("float16", "ieee")] * EVERYTHING
+#: bfloat16 and float16 differ in the name of their instructions only.
+PRODUCTS = [("bfloat16", "ieee"), ("float32", "tf32"), ("float32", "tf32x3")] + [("float16", "ieee")] * EVERYTHING
 
 #: (architecture, cell, backward, dtype, precision)
 Group = tuple[str, str, bool, str, str]
