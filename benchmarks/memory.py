@@ -76,12 +76,15 @@ def in_fresh_process(function: Callable[..., Value], *arguments: Any) -> Value:
     own = _NOTHING_KEPT
     if tunables := os.environ.get("GLIBC_TUNABLES"):
         own = {**own, "GLIBC_TUNABLES": f"{tunables}:{own['GLIBC_TUNABLES']}"}
-    before = dict(os.environ)
+    before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
     try:
         forkserver.ensure_running()  # the C library reads its settings when the server starts
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()

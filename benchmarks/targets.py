@@ -15,7 +15,7 @@ from . import wall
 from .cases import Case
 from .memory import SMALLEST_BYTES
 from .providers import BASELINE, JAX, ONNX_RUNTIME, OURS, OURS_PADDED, PADDED
-from .results import Result, Row, refused, timed, times_faster
+from .results import Result, refused, timed, times_faster
 
 #: A case and how far it is beyond what is asked: 1 is as fast as, or all of.
 Measured = tuple[Case, float]
@@ -112,8 +112,8 @@ def _against(other: str, **wanted: Any) -> Callable[[Result], Iterator[Measured]
     return measure
 
 
-def _own_seconds(result: Result) -> dict[Case, tuple[float, Row]]:
-    return {case: (row["results"][OURS]["median_s"], row) for case, row in timed(result, OURS)}
+def _own_seconds(result: Result) -> dict[Case, float]:
+    return {case: row["results"][OURS]["median_s"] for case, row in timed(result, OURS)}
 
 
 def _packed_against_dense(cell: str) -> Callable[[Result], Iterator[Measured]]:
@@ -130,10 +130,10 @@ def _packed_against_dense(cell: str) -> Callable[[Result], Iterator[Measured]]:
 def _bfloat16_against_float32(mode: str) -> Callable[[Result], Iterator[Measured]]:
     def measure(result: Result) -> Iterator[Measured]:
         own = _own_seconds(result)
-        for case, (seconds, _) in own.items():
+        for case, seconds in own.items():
             full = own.get(replace(case, dtype="float32"))
             if case.dtype == "bfloat16" and case.mode == mode and case.H >= 256 and full is not None:
-                yield case, full[0] / seconds
+                yield case, full / seconds
 
     return measure
 

@@ -17,10 +17,10 @@ inline void ask_for_huge_pages(void* data, int64_t bytes) {
   if (bytes < cpu::kWorthHugePages) return;
 #if defined(__linux__)
   // The system takes addresses of small pages.
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  constexpr int64_t kPage = 4096;
+  const auto address = reinterpret_cast<intptr_t>(data);
+  const int64_t first = cpu::round_up(address, kPage), last = (address + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), size_t(last - first), MADV_HUGEPAGE);
 #else
   (void)data;
 #endif
@@ -42,8 +42,7 @@ class Workspace {
       return;
     }
     const int64_t alignment = huge ? cpu::kHugePage : cpu::kWorkspaceAlignment;
-    const auto address = reinterpret_cast<uintptr_t>(allocate(bytes + alignment)) + uintptr_t(alignment) - 1;
-    data_ = reinterpret_cast<void*>(address / uintptr_t(alignment) * uintptr_t(alignment));
+    data_ = reinterpret_cast<void*>(cpu::round_up(reinterpret_cast<intptr_t>(allocate(bytes + alignment)), alignment));
     ask_for_huge_pages(data_, bytes);
   }
   ~Workspace() {

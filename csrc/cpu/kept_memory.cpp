@@ -40,13 +40,14 @@ int64_t most_bytes() {
 void unmap(const Block& block) { munmap(block.data, size_t(block.bytes)); }
 
 Block map(int64_t bytes) {
-  const int64_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const int64_t size = round_up(bytes, kHugePage);
   // The system chooses addresses that are multiples of a small page: what is before and after a huge one goes back.
   const int64_t mapped = size + kHugePage;
   void* const all = mmap(nullptr, size_t(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (all == MAP_FAILED) return {};
   char* const start = static_cast<char*>(all);
-  const int64_t before = (kHugePage - int64_t(reinterpret_cast<uintptr_t>(all) % kHugePage)) % kHugePage;
+  const auto address = reinterpret_cast<intptr_t>(all);
+  const int64_t before = round_up(address, kHugePage) - address;
   char* const data = start + before;
   if (before > 0) munmap(start, size_t(before));
   munmap(data + size, size_t(kHugePage - before));

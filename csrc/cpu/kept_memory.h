@@ -19,6 +19,9 @@ inline constexpr int64_t kHugePage = int64_t(1) << 21;
 // What is smaller has too few of them.
 inline constexpr int64_t kWorthHugePages = 2 * kHugePage;
 
+// The next multiple of `step`, for sizes and addresses.
+constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
 // A block of at least so many bytes, the one that was kept if it is large enough and free. It holds anything. No data: one so large
 // would not be kept, or the system has none to give, and the caller has to get it elsewhere. Throws std::runtime_error when
 // RNNKERNELS_KEPT_MEMORY_MIB, which says how large a block may be to be kept, is not a number.
