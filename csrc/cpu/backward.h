@@ -18,7 +18,7 @@ struct BackwardUnits {
   const S* gates;       // (4, H)
   const C* cells;       // (H), LSTM only
   const C* c_prev;      // (H), LSTM only
-  const C* h_prev;      // (H), GRU only
+  const S* h_prev;      // (H), GRU only
   const S* grad_output; // (H), or null
   const C* dh_in;       // (H): dh from the steps after
   C* dh_out;            // (H): the share of dh' that bypasses the weights; GRU only
@@ -41,6 +41,7 @@ class Backward {
   // Products with fewer rows read column weights as they lie; a recurrence with fewer steps and, in all of them, rows does too.
   static constexpr int64_t kRowsWorthPacking = 32;
   static constexpr int64_t kStepsWorthPacking = 8, kRecurrentRowsWorthPacking = 64;
+  static constexpr int64_t kRoundedRows = 128;  // of the gradients that half types round as they are summed up
 
  public:
   // A null workspace only measures how much is needed.
@@ -51,26 +52,25 @@ class Backward {
     division_ = divide(layer, kGates, threads, !carries_at_once_);
     const bool packs_w_hh =
         !carries_at_once_ && (layer.steps >= kStepsWorthPacking || layer.rows >= kRecurrentRowsWorthPacking);
-    const bool fits_gradient = packs_w_hh && needs_weights && !kWidens && layer.state_size % kStripColumns == 0;
-    capacity_ = chunk_rows(fits_gradient);
+    capacity_ = chunk_rows(packs_w_hh);
     one_chunk_ = layer.rows <= capacity_;
-    w_hh_in_gradient_ = one_chunk_ && fits_gradient;
+    w_hh_in_gradient_ = one_chunk_ && packs_w_hh && needs_weights;
     borders_ = arena_.take<int64_t>(layer.steps + 1);
     for (int d = 0; d < layer.directions; ++d) {
       Direction& to = directions_[d];
-      if (!w_hh_in_gradient_ && !carries_at_once_)
-        to.w_hh = take_columns(kGates * hidden, layer.state_size, packs_w_hh);
+      if (!carries_at_once_) to.w_hh = take_columns(kGates * hidden, layer.state_size, packs_w_hh, w_hh_in_gradient_);
       to.dg = arena_.take_rows<C>(capacity_, 4 * hidden);
       to.dh = arena_.take_rows<C>(layer.batch, layer.state_size);
-      to.h_prev = arena_.take_rows<C>(capacity_, layer.state_size);
-      if (needs_weights) to.x = arena_.take_rows<C>(capacity_, layer.input_size);
+      to.h_prev = arena_.take<const S*>(capacity_);
+      if (needs_weights) to.x = arena_.take<const S*>(capacity_);
       if (Cell::kHasCellState) {
         to.dc = arena_.take_rows<C>(layer.batch, hidden);
         to.c0 = arena_.take_rows<C>(layer.batch, hidden);
       }
       if (layer.has_projection) {
-        to.w_hr = take_columns(layer.state_size, hidden, true);
+        to.w_hr = take_columns(layer.state_size, hidden, true, false);
         to.hidden = arena_.take_rows<C>(capacity_, hidden);
+        to.hidden_rows = arena_.take<const C*>(capacity_);
         to.dr = arena_.take_rows<C>(capacity_, layer.state_size);
         to.dh_hidden = arena_.take_rows<C>(layer.batch, hidden);
       }
@@ -83,19 +83,19 @@ class Backward {
         }
       }
     }
-    if (needs_input || carries_at_once_)
-      panels_ = arena_.take<C>(larger(threads, 1) * ColumnWeights<S>::panel_size(kGates * hidden));
-    if (needs_input && kWidens) strips_ = arena_.take<C>(larger(threads, 1) * capacity_ * kStripColumns);
-    if (needs_weights) transposed_scratch_ = arena_.take<C>(larger(threads, 1) * kTransposedScratch<C>);
-    if (needs_weights && kWidens && one_chunk_) gradient_rows_ = arena_.take<C>(larger(threads, 1) * gradient_rows_size());
+    thread_memory_size_ = memory_at(nullptr).size;
+    thread_memory_ = arena_.take<char>(larger(threads, 1) * thread_memory_size_);
   }
 
   int64_t workspace() const { return arena_.used(); }
 
   void run(const BackwardArguments& arguments, const Parallel& parallel) {
     arguments_ = &arguments;
-    for (int d = 0; d < layer_.directions && w_hh_in_gradient_; ++d)
-      directions_[d].w_hh.panels = static_cast<C*>(arguments.grad_weights[d].w_hh);
+    for (int d = 0; d < layer_.directions && w_hh_in_gradient_; ++d) {
+      Columns& w_hh = directions_[d].w_hh;
+      w_hh.panels = static_cast<S*>(arguments.grad_weights[d].w_hh);
+      if (w_hh.last == nullptr) w_hh.last = w_hh.panels + last_panel(kGates * layer_.hidden_size, layer_.state_size);
+    }
     steps_.fill_offsets();
     find_borders();
     prepare(parallel);
@@ -125,20 +125,22 @@ class Backward {
  private:
   static constexpr int64_t kStripColumns = ColumnWeights<S>::kPanelColumns;
 
+  // Where panels are packed, as ColumnWeights has them.
   struct Columns {
-    C* panels = nullptr;
-    bool in_place = false;
+    S* panels = nullptr;
+    S* last = nullptr;
   };
 
   struct Direction {
     Columns w_hh, w_hr;
     Matrix<C> dg;         // (capacity, 4 * H): r, z, n, q or i, f, g, o
-    Matrix<C> h_prev;     // (capacity, P): the state before each row's step
-    Matrix<C> x;          // (capacity, I), when it cannot be read in place
+    const S** h_prev;     // (capacity): where the state before each row's step lies, (P)
+    const S** x;          // (capacity): where its input does, (I)
     Matrix<C> dh;         // (N, P): carried from step to step
     Matrix<C> dc;         // (N, H): carried from step to step
     Matrix<C> c0;         // (N, H)
     Matrix<C> hidden;     // (capacity, H): h before its projection
+    const C** hidden_rows;  // (capacity): where its rows lie
     Matrix<C> dr;         // (capacity, P): gradient of the projected state
     Matrix<C> dh_hidden;  // (N, H): gradient of h before its projection
     C* db;                // (4 * H)
@@ -162,17 +164,17 @@ class Backward {
 
   // ---- Chunks -------------------------------------------------------------------------------------
 
-  // Rows of a chunk. With one alone, packed W_hh can lie where its gradient will be (fits_gradient), and half types need no sums in
-  // the compute type. Then all rows are one chunk, if it takes no more memory than that saves.
-  int64_t chunk_rows(bool fits_gradient) const {
+  // Rows of a chunk. With one alone, packed W_hh can lie where its gradient will be, and half types need no sums in the compute
+  // type. Then all rows are one chunk, if it takes no more memory than that saves.
+  int64_t chunk_rows(bool packs_w_hh) const {
     const int64_t hidden = layer_.hidden_size, recurrent = kGates * hidden * layer_.state_size;
     const int64_t row_bytes = padded_row<C>(4 * hidden) * int64_t(sizeof(C));
     const int64_t usual = smaller(larger(kChunkBytes / row_bytes, kChunkRows), kMostChunkRows);
-    const int64_t width = 4 * hidden + layer_.state_size + layer_.input_size;
-    int64_t saved = fits_gradient ? recurrent : 0;
-    if (kWidens && needs_weights_) saved = recurrent + kGates * hidden * layer_.input_size;
-    const int64_t rows = layer_.rows * width <= usual * width + saved ? layer_.rows : smaller(usual, layer_.rows);
-    return larger(rows, layer_.batch);
+    int64_t saved = 0;
+    if (packs_w_hh && needs_weights_) saved += recurrent * int64_t(sizeof(S));
+    if (kWidens && needs_weights_) saved += (recurrent + kGates * hidden * layer_.input_size) * int64_t(sizeof(C));
+    const bool all = (layer_.rows - usual) * row_bytes <= saved;
+    return larger(all ? layer_.rows : smaller(usual, layer_.rows), layer_.batch);
   }
 
   void find_borders() {
@@ -200,30 +202,37 @@ class Backward {
 
   // ---- Before and after -----------------------------------------------------------------------------
 
-  Columns take_columns(int64_t depth, int64_t columns, bool pack) {
-    const int64_t panels = ColumnWeights<S>::panel_count(columns);
-    const bool in_place = !pack && !kWidens;
-    const int64_t packed = in_place ? (ColumnWeights<S>::needs_padding(columns) ? 1 : 0) : panels;
-    return {arena_.take<C>(packed * ColumnWeights<S>::panel_size(depth)), in_place};
+  static int64_t last_panel(int64_t depth, int64_t columns) {
+    return (ColumnWeights<S>::panel_count(columns) - 1) * ColumnWeights<S>::panel_size(depth);
+  }
+
+  // Memory for what is packed of weights: all panels, or only the last one. That needs padding where rows are read as they lie; and
+  // where panels go elsewhere, into memory of the matrix's size, it does not fit if it is wider than its columns.
+  Columns take_columns(int64_t depth, int64_t columns, bool pack, bool elsewhere) {
+    const int64_t size = ColumnWeights<S>::panel_size(depth);
+    if (pack && !elsewhere) {
+      S* const panels = arena_.take<S>(ColumnWeights<S>::panel_count(columns) * size);
+      return {panels, panels + last_panel(depth, columns)};
+    }
+    const bool needs_last = pack ? columns % kStripColumns != 0 : ColumnWeights<S>::needs_padding(columns);
+    return {nullptr, needs_last ? arena_.take<S>(size) : nullptr};
   }
 
   void pack_columns(const Columns& to, const void* weights, int64_t depth, int64_t columns, int64_t part,
                     int64_t parts) const {
     const int64_t count = ColumnWeights<S>::panel_count(columns);
-    Range panels = share(count, part, parts);
-    if (to.in_place) {
-      // Only the last panel, by whom it falls to.
-      if (panels.last < count || panels.size() == 0 || !ColumnWeights<S>::needs_padding(columns)) return;
-      panels.first = count - 1;
+    const Range panels = share(count, part, parts);
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      S* const packed = panel == count - 1     ? to.last
+                        : to.panels == nullptr ? nullptr
+                                               : to.panels + panel * ColumnWeights<S>::panel_size(depth);
+      if (packed != nullptr) pack_column_panel<S>(packed, static_cast<const S*>(weights), depth, columns, panel);
     }
-    for (int64_t panel = panels.first; panel < panels.last; ++panel)
-      pack_column_panel<S>(to.panels + (to.in_place ? 0 : panel) * ColumnWeights<S>::panel_size(depth),
-                           static_cast<const S*>(weights), depth, columns, panel);
   }
 
   void prepare(const Parallel& parallel) {
     const int64_t parts = larger(parallel.threads, 1);
-    const bool packs = directions_[0].w_hh.panels != nullptr && !directions_[0].w_hh.in_place;
+    const bool packs = directions_[0].w_hh.panels != nullptr;
     run_tasks(parallel, parts, packs && worth_sharing(layer_.state_size), [&](int64_t part) {
       for (int d = 0; d < layer_.directions; ++d) {
         const Direction& to = directions_[d];
@@ -232,6 +241,8 @@ class Backward {
           pack_columns(to.w_hh, weights.w_hh, kGates * layer_.hidden_size, layer_.state_size, part, parts);
         if (layer_.has_projection)
           pack_columns(to.w_hr, weights.w_hr, layer_.state_size, layer_.hidden_size, part, parts);
+        if (layer_.has_projection && part == 0)
+          for (int64_t row = 0; row < capacity_; ++row) to.hidden_rows[row] = to.hidden.row(row);
         const Range rows = share(layer_.batch, part, parts);
         for (int64_t b = rows.first; b < rows.last; ++b) {
           load_state(to.dh, arguments_->grad_h_n, d, b, layer_.state_size);
@@ -280,7 +291,7 @@ class Backward {
 
   void recur(int d, const Chunk& chunk, Range slice);
   void recur_by_units(int d, const Chunk& chunk, const Parallel& parallel);
-  void gather(int d, const Chunk& chunk, Range steps, Range slice) const;
+  void find_rows(int d, const Chunk& chunk, Range slice) const;
   void differentiate(int d, const Chunk& chunk, int64_t t, Range slice, Range units) const;
   void project_gradient(int d, const Chunk& chunk, int64_t t, Range slice, int64_t rows) const;
   void carry(int d, const Chunk& chunk, int64_t t, Range slice, Range panels) const;
@@ -294,12 +305,6 @@ class Backward {
   const S* output_row(int d, int64_t t, int64_t b) const {
     return static_cast<const S*>(arguments_->output) +
            ((steps_.offset(t) + b) * layer_.directions + d) * layer_.state_size;
-  }
-
-  // True when x can be multiplied where it lies: as one matrix of whole vectors.
-  bool reads_input_in_place(int64_t* stride) const {
-    return !kWidens && layer_.input_size % kLanes<C> == 0 &&
-           steps_.evenly_spaced(arguments_->input, {0, layer_.batch}, stride);
   }
 
   const S* grad_output_row(int d, int64_t t, int64_t b) const {
@@ -318,26 +323,45 @@ class Backward {
   }
 
   ColumnWeights<S> columns(const Columns& packed, const void* weights, int64_t depth, int64_t count) const {
-    return {static_cast<const S*>(weights), packed.panels, depth, count, packed.in_place};
+    return {static_cast<const S*>(weights), packed.panels, packed.last, depth, count};
   }
 
   static Matrix<const C> constant(const Matrix<C>& of, int64_t first_row) { return {of.row(first_row), of.stride}; }
 
   // ---- From the gate gradients of a chunk: backward_gradients.h -----------------------------------
 
-  C* own_panel(int64_t part) const { return panels_ + part * ColumnWeights<S>::panel_size(kGates * layer_.hidden_size); }
+  // Memory of one thread: it takes dx, and then the weight gradients.
+  struct ThreadMemory {
+    S* panel;          // a column panel of W_ih or W_hh
+    C* strip;          // (capacity, kStripColumns) of dx, half types only: before it is rounded
+    C* transposed;     // scratch of multiply_transposed
+    C* gradient_rows;  // (kRoundedRows, I or H), half types with one chunk: of weight gradients before they are rounded
+    int64_t size;
+  };
+  ThreadMemory memory_at(char* base) const {
+    Arena first(base), second(base);
+    ThreadMemory memory{};
+    if (needs_input_ || carries_at_once_)
+      memory.panel = first.template take<S>(ColumnWeights<S>::panel_size(kGates * layer_.hidden_size));
+    if (needs_input_ && kWidens) memory.strip = first.template take<C>(capacity_ * kStripColumns);
+    if (needs_weights_) memory.transposed = second.template take<C>(kTransposedScratch<C>);
+    if (needs_weights_ && kWidens && one_chunk_)
+      memory.gradient_rows = second.template take<C>(kRoundedRows * larger(layer_.input_size, layer_.hidden_size));
+    memory.size = larger(first.used(), second.used());
+    return memory;
+  }
+  ThreadMemory memory_of(int64_t part) const { return memory_at(thread_memory_ + part * thread_memory_size_); }
   Columns pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const;
   void carry_at_once(int d, int64_t part, int64_t parts) const;
   void input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const;
   void weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
-  C* transposed_scratch(int64_t part) const { return transposed_scratch_ + part * kTransposedScratch<C>; }
   void bias_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
   template <int kCount>
-  void transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<C>& dg, Matrix<const C> x, int64_t rows,
+  void transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<C>& dg, const S* const* x, int64_t rows,
                            int64_t width, void* result, C* sum, int64_t part, int64_t parts, bool accumulate) const;
-  void transposed_product(Matrix<const C> a, Matrix<const C> x, int64_t rows, Range of, int64_t width, void* result, C* sum,
+  template <class X>
+  void transposed_product(Matrix<const C> a, const X* const* x, int64_t rows, Range of, int64_t width, void* result, C* sum,
                           int64_t part, bool accumulate) const;
-  int64_t gradient_rows_size() const { return kTransposedRows * larger(layer_.input_size, layer_.hidden_size); }
   void store_weight_gradients(const Direction& from, const WeightGradients& to, int64_t part, int64_t parts) const;
   template <int kCount>
   void store_bias(void* to, const C* db, const SegmentOfGates (&segments)[kCount]) const;
@@ -353,10 +377,8 @@ class Backward {
   int64_t capacity_;       // rows of a chunk
   int64_t* borders_;       // (chunks + 1) first steps of chunks
   int64_t chunks_ = 0;
-  C* panels_ = nullptr;  // a column panel of W_ih or W_hh for each thread
-  C* strips_ = nullptr;  // of dx, half types only: in the compute type before it is rounded, for each thread
-  C* transposed_scratch_ = nullptr;
-  C* gradient_rows_ = nullptr;  // half types with one chunk: of weight gradients before they are rounded, for each thread
+  int64_t thread_memory_size_;
+  char* thread_memory_;  // ThreadMemory of each
   Direction directions_[kMostDirections]{};
   const BackwardArguments* arguments_ = nullptr;
 };

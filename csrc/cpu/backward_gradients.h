@@ -19,9 +19,9 @@ void add_rounded(S* to, const Compute<S>* from, int64_t width, bool accumulate) 
 template <class Cell>
 auto Backward<Cell>::pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const -> Columns {
   const int64_t gate_rows = kGates * layer_.hidden_size;
-  C* const packed = own_panel(part);
+  S* const packed = memory_of(part).panel;
   pack_column_panel<S>(packed, static_cast<const S*>(weights), gate_rows, width, panel);
-  return {packed - panel * ColumnWeights<S>::panel_size(gate_rows), false};  // panels are addressed from the first one on
+  return {packed - panel * ColumnWeights<S>::panel_size(gate_rows), packed};  // panels are addressed from the first one on
 }
 
 // dh' of a single step (carry), on part of the state.
@@ -53,31 +53,31 @@ void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t p
   const Matrix<const C> dg = constant(directions_[d].dg, rows.first);
   S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * width;
   const void* w_ih = arguments_->weights[d].w_ih;
-  if constexpr (!kWidens) {
-    if (rows.size() < kRowsWorthPacking) {
-      if (panels.last == count && ColumnWeights<S>::needs_padding(width)) pack_own(w_ih, width, count - 1, part);
-      multiply_gradient({own_panel(part), true}, w_ih, width, Cell::kInputSegments, panels, dg, rows.size(),
-                        Matrix<C>{result, width}, second);
-      return;
-    }
-  }
-  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-    const Columns columns = pack_own(w_ih, width, panel, part);
-    const auto multiply = [&](const Matrix<C>& to, bool accumulate) {
-      multiply_gradient(columns, w_ih, width, Cell::kInputSegments, {panel, panel + 1}, dg, rows.size(), to, accumulate);
+  const auto multiply = [&](const Columns& columns, Range of) {
+    const auto multiply_to = [&](const Matrix<C>& to, Range these, bool accumulate) {
+      multiply_gradient(columns, w_ih, width, Cell::kInputSegments, these, dg, rows.size(), to, accumulate);
     };
     if constexpr (!kWidens) {
-      multiply({result, width}, second);
+      multiply_to({result, width}, of, second);
     } else {
-      C* strip = strips_ + part * capacity_ * kStripColumns;
-      const int64_t column = panel * kStripColumns;
-      // The product addresses columns of the whole result, so the strip is passed shifted to its place.
-      multiply({strip - column, kStripColumns}, false);
-      for (int64_t row = 0; row < rows.size(); ++row)
-        add_rounded(result + row * width + column, strip + row * kStripColumns, smaller(width - column, kStripColumns),
-                    second);
+      C* const strip = memory_of(part).strip;
+      for (int64_t panel = of.first; panel < of.last; ++panel) {
+        const int64_t column = panel * kStripColumns;
+        // The product addresses columns of the whole result, so the strip is passed shifted to its place.
+        multiply_to({strip - column, kStripColumns}, {panel, panel + 1}, false);
+        for (int64_t row = 0; row < rows.size(); ++row)
+          add_rounded(result + row * width + column, strip + row * kStripColumns, smaller(width - column, kStripColumns),
+                      second);
+      }
     }
+  };
+  Range packed = panels;
+  if (rows.size() < kRowsWorthPacking) {
+    packed.first = ColumnWeights<S>::needs_padding(width) && panels.last == count ? count - 1 : panels.last;
+    multiply({}, {panels.first, packed.first});
   }
+  for (int64_t panel = packed.first; panel < packed.last; ++panel)
+    multiply(pack_own(w_ih, width, panel, part), {panel, panel + 1});
 }
 
 // dW_ih = dG^T x, dW_hh = dG^T h', dW_hr = dr^T h.
@@ -87,17 +87,12 @@ void Backward<Cell>::weight_gradients(int d, int64_t turn, int64_t part, int64_t
   const Chunk own = chunk(d, turn);
   const WeightGradients& results = arguments_->grad_weights[d];
   const bool accumulate = turn > 0;
-  int64_t stride;
-  Matrix<const C> x{from.x.data, from.x.stride};
-  if constexpr (!kWidens) {
-    if (reads_input_in_place(&stride)) x = {steps_.row<S>(arguments_->input, own.steps.first, 0), stride};
-  }
-  transposed_products(Cell::kInputSegments, from.dg, x, own.rows, layer_.input_size, results.w_ih, from.dw_ih, part, parts,
+  transposed_products(Cell::kInputSegments, from.dg, from.x, own.rows, layer_.input_size, results.w_ih, from.dw_ih, part, parts,
                       accumulate);
-  transposed_products(Cell::kRecurrentSegments, from.dg, constant(from.h_prev, 0), own.rows, layer_.state_size, results.w_hh,
-                      from.dw_hh, part, parts, accumulate);
+  transposed_products(Cell::kRecurrentSegments, from.dg, from.h_prev, own.rows, layer_.state_size, results.w_hh, from.dw_hh,
+                      part, parts, accumulate);
   if (layer_.has_projection)
-    transposed_product(constant(from.dr, 0), constant(from.hidden, 0), own.rows, share(layer_.state_size, part, parts),
+    transposed_product(constant(from.dr, 0), from.hidden_rows, own.rows, share(layer_.state_size, part, parts),
                        layer_.hidden_size, results.w_hr, from.dw_hr, part, accumulate);
   bias_gradients(d, turn, part, parts);
 }
@@ -125,7 +120,7 @@ void Backward<Cell>::bias_gradients(int d, int64_t turn, int64_t part, int64_t p
 
 template <class Cell>
 template <int kCount>
-void Backward<Cell>::transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<C>& dg, Matrix<const C> x,
+void Backward<Cell>::transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<C>& dg, const S* const* x,
                                          int64_t rows, int64_t width, void* result, C* sum, int64_t part, int64_t parts,
                                          bool accumulate) const {
   for (const SegmentOfGates& of : gates) {
@@ -138,15 +133,16 @@ void Backward<Cell>::transposed_products(const SegmentOfGates (&gates)[kCount], 
 
 // a^T x on rows `of` of a gradient, added up in `sum` over chunks, or, without one, in the result itself.
 template <class Cell>
-void Backward<Cell>::transposed_product(Matrix<const C> a, Matrix<const C> x, int64_t rows, Range of, int64_t width,
+template <class X>
+void Backward<Cell>::transposed_product(Matrix<const C> a, const X* const* x, int64_t rows, Range of, int64_t width,
                                         void* result, C* sum, int64_t part, bool accumulate) const {
+  const ThreadMemory memory = memory_of(part);
   if constexpr (kWidens) {
     if (sum == nullptr) {  // the only chunk: some rows at a time are summed and rounded
-      C* const to = gradient_rows_ + part * gradient_rows_size();
-      for (int64_t first = of.first; first < of.last; first += kTransposedRows) {
-        const int64_t last = smaller(first + kTransposedRows, of.last);
-        multiply_transposed(a, x, rows, first, last, width, Matrix<C>{to - first * width, width}, false,
-                            transposed_scratch(part));
+      C* const to = memory.gradient_rows;
+      for (int64_t first = of.first; first < of.last; first += kRoundedRows) {
+        const int64_t last = smaller(first + kRoundedRows, of.last);
+        multiply_transposed(a, x, rows, first, last, width, Matrix<C>{to - first * width, width}, false, memory.transposed);
         narrow_row(static_cast<S*>(result) + first * width, to, (last - first) * width);
       }
       return;
@@ -154,7 +150,7 @@ void Backward<Cell>::transposed_product(Matrix<const C> a, Matrix<const C> x, in
   } else {
     sum = static_cast<C*>(result);
   }
-  multiply_transposed(a, x, rows, of.first, of.last, width, Matrix<C>{sum, width}, accumulate, transposed_scratch(part));
+  multiply_transposed(a, x, rows, of.first, of.last, width, Matrix<C>{sum, width}, accumulate, memory.transposed);
 }
 
 template <class Cell>

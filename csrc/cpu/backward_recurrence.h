@@ -8,7 +8,7 @@ namespace rnnkernels::cpu::RNNKERNELS_ISA {
 // All steps of a chunk for one slice of the batch.
 template <class Cell>
 void Backward<Cell>::recur(int d, const Chunk& chunk, Range slice) {
-  gather(d, chunk, chunk.steps, slice);
+  find_rows(d, chunk, slice);
   for (int64_t i = 0; i < chunk.steps.size(); ++i) {
     const int64_t t = backward_step(d, chunk, i);
     differentiate(d, chunk, t, slice, {0, layer_.hidden_size});
@@ -23,10 +23,7 @@ void Backward<Cell>::recur_by_units(int d, const Chunk& chunk, const Parallel& p
   const Range batch{0, layer_.batch};
   const int64_t panels = ColumnWeights<S>::panel_count(layer_.state_size);
   const int64_t parts = smaller(parallel.threads, panels);
-  run_tasks(parallel, parallel.threads, true, [&](int64_t part) {
-    const Range steps = share(chunk.steps.size(), part, parallel.threads);
-    gather(d, chunk, {chunk.steps.first + steps.first, chunk.steps.first + steps.last}, batch);
-  });
+  find_rows(d, chunk, batch);
   const auto units = [&](Range of) {
     return Range{of.first * kStripColumns, smaller(of.last * kStripColumns, layer_.hidden_size)};
   };
@@ -38,22 +35,17 @@ void Backward<Cell>::recur_by_units(int d, const Chunk& chunk, const Parallel& p
   });
 }
 
-// h' and x of a chunk, as matrices of the compute type with their padding zeroed.
+// Where h' and x of a chunk's rows lie.
 template <class Cell>
-void Backward<Cell>::gather(int d, const Chunk& chunk, Range steps, Range slice) const {
+void Backward<Cell>::find_rows(int d, const Chunk& chunk, Range slice) const {
   const Direction& to = directions_[d];
-  int64_t stride;
-  const bool copies_input = needs_weights_ && !reads_input_in_place(&stride);
-  for (int64_t t = steps.first; t < steps.last; ++t) {
+  for (int64_t t = chunk.steps.first; t < chunk.steps.last; ++t) {
     const int64_t rows = steps_.active(t, slice), started = steps_.active(previous(d, t), slice);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t b = slice.first + i, row = chunk_row(chunk, t, b);
-      const S* h_prev = i < started ? output_row(d, previous(d, t), b)
-                                    : static_cast<const S*>(arguments_->h0) +
-                                          (d * layer_.batch + b) * layer_.state_size;
-      widen_row(to.h_prev.row(row), h_prev, layer_.state_size, to.h_prev.stride);
-      if (copies_input)
-        widen_row(to.x.row(row), steps_.row<S>(arguments_->input, t, b), layer_.input_size, to.x.stride);
+      to.h_prev[row] = i < started ? output_row(d, previous(d, t), b)
+                                   : static_cast<const S*>(arguments_->h0) + (d * layer_.batch + b) * layer_.state_size;
+      if (needs_weights_) to.x[row] = steps_.row<S>(arguments_->input, t, b);
     }
   }
 }
@@ -73,7 +65,7 @@ void Backward<Cell>::differentiate(int d, const Chunk& chunk, int64_t t, Range s
     // Everything of this row, from its first unit on.
     BackwardUnits<S> of_row{};
     of_row.gates = static_cast<const S*>(arguments_->gates) + (d * layer_.rows + row) * 4 * hidden;
-    of_row.h_prev = direction.h_prev.row(row - chunk.first_row);
+    of_row.h_prev = direction.h_prev[row - chunk.first_row];
     of_row.grad_output = layer_.has_projection ? nullptr : grad_output_row(d, t, b);
     of_row.dh_in = (layer_.has_projection ? direction.dh_hidden : direction.dh).row(b);
     of_row.dh_out = direction.dh.row(b);

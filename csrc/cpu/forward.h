@@ -56,19 +56,19 @@ class Forward {
       Direction& to = directions_[d];
       to.bias = arena_.take<C>(panels_ * 4 * kLanes<C>);
       if (packs_when_used_) {
-        to.panels = arena_.take<A>((division_.by_units ? threads : 1) * largest_panel());
+        to.panels = arena_.take<S>((division_.by_units ? threads : 1) * largest_panel());
       } else {
         if (layer.rows >= kForwardRowsWorthPacking)
-          to.w_ih = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
+          to.w_ih = arena_.take<S>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
         if (layer.steps >= kStepsWorthPacking || layer.rows >= kForwardRowsWorthPacking)
-          to.w_hh = arena_.take<A>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
+          to.w_hh = arena_.take<S>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
       }
       for (Matrix<A>& h : to.h) h = arena_.take_rows<A>(layer.batch, layer.state_size);
       if (Cell::kHasCellState) to.c = arena_.take_rows<C>(layer.batch, layer.hidden_size);
       if (kCarriesState) to.carried = arena_.take_rows<C>(layer.batch, layer.hidden_size);
       if (layer.has_projection) {
         to.projected = arena_.take_rows<C>(layer.batch, layer.state_size);
-        to.w_hr = arena_.take<C>(projection_panels() * ColumnWeights<S>::panel_size(layer.hidden_size));
+        to.w_hr = arena_.take<S>(projection_panels() * ColumnWeights<S>::panel_size(layer.hidden_size));
         to.hidden = arena_.take_rows<C>(layer.batch, layer.hidden_size);
       }
       to.x = arena_.take_rows<A>(division_.slices * capacity_, layer.input_size);
@@ -93,10 +93,10 @@ class Forward {
  private:
   struct Direction {
     C* bias;                // (panels, 4, lanes)
-    A* w_ih = nullptr;      // gate panels; null: not packed, or not before they are used
-    A* w_hh = nullptr;      // gate panels; null: not packed, or not before they are used
-    A* panels = nullptr;    // a gate panel for each thread, where they are packed when they are used
-    C* w_hr = nullptr;      // column panels of W_hr^T
+    S* w_ih = nullptr;      // gate panels; null: not packed, or not before they are used
+    S* w_hh = nullptr;      // gate panels; null: not packed, or not before they are used
+    S* panels = nullptr;    // a gate panel for each thread, where they are packed when they are used
+    S* w_hr = nullptr;      // column panels of W_hr^T
     Matrix<A> h[2];         // (N, P): the state before and after a step, in turn
     Matrix<C> carried{};    // (N, H): h where operands round it, for the share that bypasses the weights
     Matrix<C> c{};          // (N, H)
@@ -115,6 +115,7 @@ class Forward {
   };
 
   int64_t projection_panels() const { return ColumnWeights<S>::panel_count(layer_.state_size); }
+  S* projection_panel(S* w_hr, int64_t panel) const { return w_hr + panel * ColumnWeights<S>::panel_size(layer_.hidden_size); }
   bool reverse(int d) const { return d == 1; }
   Range slice(int64_t index) const { return steps_.slice(index, division_.slices); }
 
@@ -135,9 +136,8 @@ class Forward {
         if (to.w_hr != nullptr) {
           const Range columns = share(projection_panels(), part, parts);
           for (int64_t panel = columns.first; panel < columns.last; ++panel)
-            pack_column_panel_transposed<S>(to.w_hr + panel * ColumnWeights<S>::panel_size(layer_.hidden_size),
-                                            static_cast<const S*>(from.w_hr), layer_.hidden_size, layer_.state_size,
-                                            panel);
+            pack_column_panel_transposed<S>(projection_panel(to.w_hr, panel), static_cast<const S*>(from.w_hr),
+                                            layer_.hidden_size, layer_.state_size, panel);
         }
         const Range rows = share(layer_.batch, part, parts);
         for (int64_t b = rows.first; b < rows.last; ++b) {
@@ -151,7 +151,7 @@ class Forward {
     });
   }
 
-  void pack(A* to, const void* weights, int64_t depth, int64_t panel) const {
+  void pack(S* to, const void* weights, int64_t depth, int64_t panel) const {
     pack_gate_panel<S>(to + panel * GateWeights<S>::panel_size(kGates, depth), static_cast<const S*>(weights), kGates,
                        layer_.hidden_size, depth, panel);
   }
@@ -162,10 +162,10 @@ class Forward {
 
   // Weights to multiply with one of their panels. Those of a single step are used once: packed as a whole, they would go to memory
   // and come back, where a panel stays in the cache.
-  GateWeights<S> with_panel(int d, const void* rows, const A* packed, int64_t depth, int64_t panel, int64_t part) const {
+  GateWeights<S> with_panel(int d, const void* rows, const S* packed, int64_t depth, int64_t panel, int64_t part) const {
     if (packs_when_used_) {
       // Panels are addressed from the first one on.
-      A* const own = directions_[d].panels + part * largest_panel() - panel * GateWeights<S>::panel_size(kGates, depth);
+      S* const own = directions_[d].panels + part * largest_panel() - panel * GateWeights<S>::panel_size(kGates, depth);
       pack(own, rows, depth, panel);
       packed = own;
     }
@@ -417,7 +417,8 @@ class Forward {
   // L8: r = W_hr h
   void project_state(int d, Range slice, int64_t t, int64_t rows, const Matrix<A>& h_next, int64_t goes_on) const {
     const Direction& direction = directions_[d];
-    const ColumnWeights<S> w_hr{nullptr, direction.w_hr, layer_.hidden_size, layer_.state_size, false};
+    const ColumnWeights<S> w_hr{nullptr, direction.w_hr, projection_panel(direction.w_hr, projection_panels() - 1),
+                                layer_.hidden_size, layer_.state_size};
     const Segment all{0, 0, layer_.hidden_size};
     multiply_columns(w_hr, 0, projection_panels(),
                      Matrix<const C>{direction.hidden.row(slice.first), direction.hidden.stride}, &all, 1, rows,

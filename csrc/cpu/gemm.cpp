@@ -24,13 +24,24 @@ struct SumOf<Pair> {
   using type = float;
 };
 
-// E is what one lane multiplies: a float, a double or a Pair.
-template <class E>
+// bfloat16 of two adjacent vectors in turn: one load, a shift and a mask widen both.
+struct Alternating {
+  BFloat16 element;
+};
+
+// How weights of S are packed that are multiplied in the compute type: pairs of vectors from the first one on, the last alone if
+// their number is odd.
+template <class S>
+using Packed = std::conditional_t<std::is_same_v<S, BFloat16>, Alternating, S>;
+
+// E is what one lane multiplies: a float, a double or a Pair. B is how b is kept: as E, or as a half type that is widened when it
+// is read.
+template <class E, class B = E>
 struct Tile {
   using T = typename SumOf<E>::type;
   const E* a;
   int64_t a_stride;
-  const E* b;  // (k, j) at b[k * b_stride + j], whole vectors
+  const B* b;  // (k, j) at b[k * b_stride + j], whole vectors
   int64_t b_stride;
   int64_t b_next;  // of kMostVectors, those beyond kPanelVectors are so much further on than the others
   T* c;  // (m, j) at c[m * c_stride + j]
@@ -70,9 +81,32 @@ RNN_INLINE void multiply_add(Vec<float>::Raw& sum, Pair a, Vec<float>::Raw b) {
 }
 #endif
 
-template <class E, int kRows, int kVectors, Order kOrder>
-void run_tile(const Tile<E>& tile) {
-  using T = typename Tile<E>::T;
+template <class E, class B>
+RNN_INLINE auto load_lanes(const B* b) {
+  using T = typename SumOf<E>::type;
+  if constexpr (std::is_same_v<E, B>)
+    return Vec<T>::load(reinterpret_cast<const T*>(b)).v;
+  else if constexpr (std::is_same_v<B, Alternating>)
+    return load(&b->element).v;  // a vector without a neighbour
+  else
+    return load(b).v;
+}
+
+RNN_INLINE void load_alternating(const Alternating* b, Vec<float>::Raw& first, Vec<float>::Raw& second) {
+  Bits32 bits;
+  std::memcpy(&bits, b, sizeof bits);
+  first = Vec<float>::Raw(bits << 16);
+#if defined(__AVX2__) && !defined(RNN_AVX512)
+  // The zeros that a mask would leave are in the other vector: it would take a register, and the tile has none to spare.
+  second = Vec<float>::Raw(_mm256_blend_epi16(__m256i(first), __m256i(bits), 0xaa));
+#else
+  second = Vec<float>::Raw(bits & 0xffff0000u);
+#endif
+}
+
+template <class E, class B, int kRows, int kVectors, Order kOrder>
+void run_tile(const Tile<E, B>& tile) {
+  using T = typename SumOf<E>::type;
   using Raw = typename Vec<T>::Raw;
   constexpr int64_t lanes = kLanes<T>;
   constexpr int kUnroll = kRows * kVectors >= kChains ? 1 : kChains / (kRows * kVectors);
@@ -91,16 +125,23 @@ void run_tile(const Tile<E>& tile) {
   const E* a[kRows];
   RNN_UNROLL
   for (int m = 0; m < kRows; ++m) a[m] = kOrder == Order::kRows ? tile.a + m * tile.a_stride : tile.a + m;
-  const E* b = tile.b;
+  const B* b = tile.b;
   constexpr int64_t a_step = kOrder == Order::kRows ? 1 : kRows;
 
-  const auto add_products = [&](int64_t k, const E* b_row, Raw(&into)[kRows][kVectors]) __attribute__((always_inline)) {
+  const auto add_products = [&](int64_t k, const B* b_row, Raw(&into)[kRows][kVectors]) __attribute__((always_inline)) {
     Raw b_vector[kVectors];
+    constexpr int kAtOnce = std::is_same_v<B, Alternating> ? 2 : 1;
     RNN_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kVectors; v += kAtOnce) {
       const bool next = kVectors == kMostVectors && v >= kPanelVectors;
-      const E* b_lanes = next ? b_row + tile.b_next + (v - kPanelVectors) * lanes : b_row + v * lanes;
-      b_vector[v] = Vec<T>::load(reinterpret_cast<const T*>(b_lanes)).v;
+      const B* b_lanes = next ? b_row + tile.b_next + (v - kPanelVectors) * lanes : b_row + v * lanes;
+      if constexpr (kAtOnce == 2) {
+        if (v + 1 < kVectors) {
+          load_alternating(b_lanes, b_vector[v], b_vector[v + 1]);
+          continue;
+        }
+      }
+      b_vector[v] = load_lanes<E>(b_lanes);
     }
     RNN_UNROLL
     for (int m = 0; m < kRows; ++m) {
@@ -132,19 +173,19 @@ void run_tile(const Tile<E>& tile) {
   }
 }
 
-template <class E, Order kOrder, int kVectors, int... kRows>
-void dispatch_rows(int rows, const Tile<E>& tile, std::integer_sequence<int, kRows...>) {
-  using Run = void (*)(const Tile<E>&);
-  static constexpr Run table[] = {&run_tile<E, kRows + 1, kVectors, kOrder>...};
+template <Order kOrder, int kVectors, class E, class B, int... kRows>
+void dispatch_rows(int rows, const Tile<E, B>& tile, std::integer_sequence<int, kRows...>) {
+  using Run = void (*)(const Tile<E, B>&);
+  static constexpr Run table[] = {&run_tile<E, B, kRows + 1, kVectors, kOrder>...};
   table[rows - 1](tile);
 }
 
-template <class E, Order kOrder, int kVectors>
-void run_rows(int rows, const Tile<E>& tile) {
+template <Order kOrder, int kVectors, class E, class B>
+void run_rows(int rows, const Tile<E, B>& tile) {
   if constexpr (kOrder == Order::kRows)
-    dispatch_rows<E, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, max_tile_rows(kVectors)>{});
+    dispatch_rows<kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, max_tile_rows(kVectors)>{});
   else if constexpr (kVectors <= kPanelVectors)
-    dispatch_rows<E, kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, kPackedRows>{});
+    dispatch_rows<kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, kPackedRows>{});
 }
 
 // Calls body(first, n) for rows [first, first + n), in blocks as even as can be: a lone last row would waste a tile.
@@ -160,14 +201,14 @@ RNN_INLINE void even_blocks(int64_t rows, int64_t most, const Body& body) {
 
 // All rows [0, rows) of a column strip, `vectors` wide. A packed left operand comes in blocks of at most kPackedRows rows. The tile is
 // changed in place: members that have just been written one by one would be copied in wider pieces, which waits for the cache.
-template <class E, Order kOrder>
-void run_strip(Tile<E>&& tile, int vectors, int64_t rows) {
+template <Order kOrder, class E, class B>
+void run_strip(Tile<E, B>&& tile, int vectors, int64_t rows) {
   const auto run = [&](int n) {
     switch (vectors) {
-      case 1: return run_rows<E, kOrder, 1>(n, tile);
-      case 2: return run_rows<E, kOrder, 2>(n, tile);
-      case 3: return run_rows<E, kOrder, 3>(n, tile);
-      default: return run_rows<E, kOrder, 4>(n, tile);
+      case 1: return run_rows<kOrder, 1>(n, tile);
+      case 2: return run_rows<kOrder, 2>(n, tile);
+      case 3: return run_rows<kOrder, 3>(n, tile);
+      default: return run_rows<kOrder, 4>(n, tile);
     }
   };
   const int most = kOrder == Order::kRows ? max_tile_rows(vectors) : kPackedRows;
@@ -280,10 +321,11 @@ RNN_INLINE void transpose(Vec<T> (&rows)[Vec<T>::size]) {
   }
 }
 
-// to[k * to_stride + lane] = load_block(lane, k)[0], zero for lanes in [count, kLanes); load_block(lane, k, n) gives
+// store_row(to + k * to_stride, load_block(lane, k)[0] of each lane), zero in lanes [count, kLanes); load_block(lane, k, n) gives
 // the n elements from k on.
-template <class T, class LoadBlock>
-RNN_INLINE void pack_transposed(T* to, int64_t to_stride, int64_t count, int64_t depth, const LoadBlock& load_block) {
+template <class T, class To, class LoadBlock, class StoreRow>
+RNN_INLINE void pack_transposed(To* to, int64_t to_stride, int64_t count, int64_t depth, const LoadBlock& load_block,
+                                const StoreRow& store_row) {
   constexpr int lanes = Vec<T>::size;
   for (int64_t k = 0; k < depth; k += lanes) {
     const int64_t n = depth - k < lanes ? depth - k : lanes;
@@ -293,17 +335,31 @@ RNN_INLINE void pack_transposed(T* to, int64_t to_stride, int64_t count, int64_t
     transpose(block);
     RNN_UNROLL
     for (int i = 0; i < lanes; ++i)
-      if (i < n) block[i].store(to + (k + i) * to_stride);
+      if (i < n) store_row(to + (k + i) * to_stride, block[i]);
   }
 }
 
-// Rows from[lane * depth + k], in the compute type.
+// Rows from[lane * depth + k]; halves in the lower half of each lane, as bits.
 template <class S>
-void pack_rows(Compute<S>* to, int64_t to_stride, const S* from, int64_t count, int64_t depth) {
-  pack_transposed(to, to_stride, count, depth, [=](int lane, int64_t k, int64_t n) __attribute__((always_inline)) {
-    return load(from + lane * depth + k, n);
+void pack_rows(S* to, int64_t to_stride, const S* from, int64_t count, int64_t depth) {
+  using T = Compute<S>;
+  const auto load_block = [=](int lane, int64_t k, int64_t n) __attribute__((always_inline)) {
+    if constexpr (sizeof(S) == 2)
+      return Vec<T>(typename Vec<T>::Raw(widen_bits(load_bits(&from[lane * depth + k].bits, n))));
+    else
+      return load(from + lane * depth + k, n);
+  };
+  pack_transposed<T>(to, to_stride, count, depth, load_block, [](S* row, Vec<T> x) __attribute__((always_inline)) {
+    if constexpr (sizeof(S) == 2) {
+      const Half16 bits = __builtin_convertvector(Bits32(x.v), Half16);
+      std::memcpy(row, &bits, sizeof bits);
+    } else {
+      x.store(row);
+    }
   });
 }
+
+RNN_INLINE void store_whole(float* row, Vec<float> x) { x.store(row); }
 
 // The same two by two: a pair moves as one float, whose value is never looked at.
 [[maybe_unused]] void pack_rows_of_pairs(BFloat16* to, int64_t to_stride, const BFloat16* from, int64_t count,
@@ -315,24 +371,47 @@ void pack_rows(Compute<S>* to, int64_t to_stride, const S* from, int64_t count, 
     std::memcpy(pairs, row, size_t(depth - 2 * k) * sizeof(BFloat16));
     return Vec<float>::load(pairs);
   };
-  pack_transposed(reinterpret_cast<float*>(to), to_stride, count, divide_up(depth, 2), load_pairs);
+  pack_transposed<float>(reinterpret_cast<float*>(to), to_stride, count, divide_up(depth, 2), load_pairs, store_whole);
+}
+
+// Vectors whose elements are to alternate, as pairs.
+RNN_INLINE Vec<float> alternate(Half16 first, Half16 second) {
+  return Vec<float>(Vec<float>::Raw(widen_bits(first) | (widen_bits(second) << 16)));
+}
+
+// Two blocks of rows from[lane * depth + k], alternating: the second begins `distance` elements after the first and has at most as
+// many rows.
+void pack_rows_alternating(BFloat16* to, int64_t to_stride, const BFloat16* from, int64_t count, int64_t distance,
+                           int64_t second_count, int64_t depth) {
+  const auto load_both = [=](int lane, int64_t k, int64_t n) __attribute__((always_inline)) {
+    const BFloat16* row = from + lane * depth + k;
+    return alternate(load_bits(&row->bits, n), load_bits(&row[distance].bits, lane < second_count ? n : 0));
+  };
+  pack_transposed<float>(reinterpret_cast<float*>(to), to_stride / 2, count, depth, load_both, store_whole);
 }
 
 }  // namespace
 
 template <class S>
-void pack_gate_panel(Operand<S>* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel) {
+void pack_gate_panel(S* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel) {
   constexpr int64_t lanes = kLanes<Compute<S>>;
   const int64_t first_unit = panel * lanes;
   const int64_t count = units - first_unit < lanes ? units - first_unit : lanes;
   const int of_strip = gates_of_strip(gates);
   for (int gate = 0; gate < gates; ++gate) {
     const S* rows = weights + (gate * units + first_unit) * depth;
-    Operand<S>* strip = to + gate / of_strip * GateWeights<S>::panel_size(of_strip, depth);
-    if constexpr (GateWeights<S>::kTogether == 2)
+    S* strip = to + gate / of_strip * GateWeights<S>::panel_size(of_strip, depth);
+    if constexpr (GateWeights<S>::kTogether == 2) {
       pack_rows_of_pairs(strip + gate % of_strip * lanes * 2, of_strip * lanes, rows, count, depth);
-    else
-      pack_rows(strip + gate % of_strip * lanes, of_strip * lanes, rows, count, depth);
+      continue;
+    } else if constexpr (std::is_same_v<Packed<S>, Alternating>) {
+      if (gate % of_strip + 1 < of_strip) {
+        pack_rows_alternating(strip + gate % of_strip * lanes, of_strip * lanes, rows, count, units * depth, count, depth);
+        ++gate;
+        continue;
+      }
+    }
+    pack_rows(strip + gate % of_strip * lanes, of_strip * lanes, rows, count, depth);
   }
 }
 
@@ -341,36 +420,55 @@ void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Mat
                     int64_t rows, Compute<S>* c) {
   constexpr int64_t together = GateWeights<S>::kTogether;
   using E = std::conditional_t<together == 2, Pair, Compute<S>>;
+  using B = std::conditional_t<together == 2, Pair, Packed<S>>;
   if (rows == 0) return;
   if (weights.panels == nullptr) return multiply_gates_unpacked(weights, gates, panel, a, rows, c);
   const int of_strip = gates_of_strip(gates), at_once = rows <= kFewRows ? gates : of_strip;
   const int64_t strip_size = GateWeights<S>::panel_size(of_strip, weights.depth);
-  const Operand<S>* b = weights.panels + panel * GateWeights<S>::panel_size(gates, weights.depth);
+  const S* b = weights.panels + panel * GateWeights<S>::panel_size(gates, weights.depth);
   for (int gate = 0; gate < gates; gate += at_once) {
     const int64_t lanes = kLanes<Compute<S>>;
-    run_strip<E, Order::kRows>({reinterpret_cast<const E*>(a.data), a.stride / together, reinterpret_cast<const E*>(b),
-                                of_strip * lanes, strip_size / together, c + gate * lanes, gates * lanes,
-                                divide_up(weights.depth, together), at_once * lanes, false},
-                               at_once, rows);
+    run_strip<Order::kRows>(
+        Tile<E, B>{reinterpret_cast<const E*>(a.data), a.stride / together, reinterpret_cast<const B*>(b), of_strip * lanes,
+                   strip_size / together, c + gate * lanes, gates * lanes, divide_up(weights.depth, together), at_once * lanes,
+                   false},
+        at_once, rows);
     b += strip_size;
   }
 }
 
 template <class S>
-void pack_column_panel(Compute<S>* to, const S* weights, int64_t depth, int64_t columns, int64_t panel) {
-  constexpr int64_t width = ColumnWeights<S>::kPanelColumns;
+void pack_column_panel(S* to, const S* weights, int64_t depth, int64_t columns, int64_t panel) {
+  constexpr int64_t lanes = kLanes<Compute<S>>, width = ColumnWeights<S>::kPanelColumns;
   const int64_t first = panel * width;
   const int64_t count = columns - first < width ? columns - first : width;
-  for (int64_t k = 0; k < depth; ++k) widen_row(to + k * width, weights + k * columns + first, count, width);
+  for (int64_t k = 0; k < depth; ++k) {
+    S* const to_row = to + k * width;
+    const S* const row = weights + k * columns + first;
+    int64_t done = 0;
+    if constexpr (std::is_same_v<Packed<S>, Alternating>) {
+      for (; count - done > lanes; done += 2 * lanes)
+        alternate(load_bits(&row[done].bits), load_bits(&row[done + lanes].bits, count - done - lanes))
+            .store(reinterpret_cast<float*>(to_row + done));
+    }
+    if (done < width) copy_row(to_row + done, row + done, done < count ? count - done : 0, width - done);
+  }
 }
 
 template <class S>
-void pack_column_panel_transposed(Compute<S>* to, const S* weights, int64_t depth, int64_t columns, int64_t panel) {
-  constexpr int64_t lanes = kLanes<Compute<S>>;
-  for (int v = 0; v < kPanelVectors; ++v) {
-    const int64_t first = (panel * kPanelVectors + v) * lanes;
+void pack_column_panel_transposed(S* to, const S* weights, int64_t depth, int64_t columns, int64_t panel) {
+  constexpr int64_t lanes = kLanes<Compute<S>>, width = ColumnWeights<S>::kPanelColumns;
+  for (int64_t done = 0; done < width; done += lanes) {
+    const int64_t first = panel * width + done;
     const int64_t count = columns - first < lanes ? columns - first : lanes;  // may be negative: all padding
-    pack_rows(to + v * lanes, kPanelVectors * lanes, weights + first * depth, count, depth);
+    if constexpr (std::is_same_v<Packed<S>, Alternating>) {
+      if (columns - first > lanes && done + lanes < width) {
+        pack_rows_alternating(to + done, width, weights + first * depth, lanes, lanes * depth, columns - first - lanes, depth);
+        done += lanes;
+        continue;
+      }
+    }
+    pack_rows(to + done, width, weights + first * depth, count, depth);
   }
 }
 
@@ -385,28 +483,9 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
   constexpr int64_t kBlock = 256;
   if (rows == 0) return;
   const int64_t count = ColumnWeights<S>::panel_count(weights.columns);
-  // Panels of rows that lie as they are: not the last if it is padded, which is packed for that.
-  const int64_t as_they_are =
-      !weights.in_place ? 0 : count - (ColumnWeights<S>::needs_padding(weights.columns) ? 1 : 0);
   constexpr int64_t kMostPanels = kMostVectors / kPanelVectors;
-  for (int64_t panel = first, next; panel < last; panel = next) {
-    next = panel + 1;
-    const T* b = weights.panels;
-    int64_t b_stride = width, b_next = ColumnWeights<S>::panel_size(weights.depth);
-    if (!weights.in_place) {
-      b += panel * b_next;
-      const bool whole = (panel + kMostPanels) * width - kLanes<T> < weights.columns;  // all kMostVectors of them
-      if (rows <= kFewRows && panel + kMostPanels <= last && whole) next = panel + kMostPanels;
-    } else if constexpr (sizeof(S) == sizeof(T)) {
-      if (panel < as_they_are) {
-        b = weights.rows + panel * width;
-        b_stride = weights.columns;
-        b_next = width;
-        // Such rows are far apart, on pages of their own: as much of each at a time as a tile can take.
-        const int64_t end = last < as_they_are ? last : as_they_are;
-        next = panel + kMostPanels < end ? panel + kMostPanels : end;
-      }
-    }
+  const auto multiply = [&](const auto* b, int64_t b_stride, int64_t b_next, int64_t panel, int64_t next) {
+    using B = std::remove_const_t<std::remove_pointer_t<decltype(b)>>;
     const int64_t columns = (next < count ? next * width : weights.columns) - panel * width;
     const int vectors = int(divide_up(columns, kLanes<T>));
     bool add = accumulate;
@@ -414,13 +493,28 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
       // An empty sum still writes its zeros.
       for (int64_t k = 0; k == 0 || k < segments[s].length; k += kBlock) {
         const int64_t depth = segments[s].length - k < kBlock ? segments[s].length - k : kBlock;
-        run_strip<T, Order::kRows>({a.data + segments[s].a_first + k, a.stride,
-                                    b + (segments[s].w_first + k) * b_stride, b_stride, b_next,
-                                    c.data + panel * width, c.stride, depth, columns, add},
-                                   vectors, rows);
+        run_strip<Order::kRows>(Tile<T, B>{a.data + segments[s].a_first + k, a.stride,
+                                           b + (segments[s].w_first + k) * b_stride, b_stride, b_next,
+                                           c.data + panel * width, c.stride, depth, columns, add},
+                                vectors, rows);
         add = true;
       }
     }
+  };
+  for (int64_t panel = first, next; panel < last; panel = next) {
+    next = panel + kMostPanels < last ? panel + kMostPanels : last;
+    const S* const packed = weights.packed(panel);
+    if (packed == nullptr) {
+      // Such rows are far apart, on pages of their own: as much of each at a time as a tile can take.
+      while (weights.packed(next - 1) != nullptr) --next;
+      multiply(weights.rows + panel * width, weights.columns, width, panel, next);
+      continue;
+    }
+    const int64_t size = ColumnWeights<S>::panel_size(weights.depth);
+    const bool whole = (panel + kMostPanels) * width - kLanes<T> < weights.columns;  // all kMostVectors of them
+    const bool adjacent = weights.packed(next - 1) == packed + (next - 1 - panel) * size;
+    if (rows > kFewRows || next != panel + kMostPanels || !whole || !adjacent) next = panel + 1;
+    multiply(reinterpret_cast<const Packed<S>*>(packed), width, size, panel, next);
   }
 }
 
@@ -440,8 +534,8 @@ void pack_blocks(T* to, Matrix<const T> a, int64_t rows, int64_t depth, std::int
 
 }  // namespace
 
-template <class T>
-void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int64_t first, int64_t last,
+template <class T, class X>
+void multiply_transposed(Matrix<const T> a, const X* const* x, int64_t rows, int64_t first, int64_t last,
                          int64_t columns, Matrix<T> c, bool accumulate, T* scratch) {
   constexpr int64_t width = kPanelVectors * kLanes<T>;
   T* const packed = scratch;
@@ -456,33 +550,35 @@ void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int
         const int64_t n = columns - j < width ? columns - j : width;
         const int vectors = int(divide_up(n, kLanes<T>));
         for (int64_t r = 0; r < depth; ++r)
-          for (int v = 0; v < vectors; ++v)
-            load(x.row(k + r) + j + v * kLanes<T>).store(strip + (r * vectors + v) * kLanes<T>);
-        run_strip<T, Order::kPacked>({packed, 0, strip, vectors * kLanes<T>, 0, c.row(i) + j, c.stride, depth, n,
-                                      accumulate || k > 0},
-                                     vectors, count);
+          widen_row(strip + r * vectors * kLanes<T>, x[k + r] + j, n, vectors * kLanes<T>);
+        run_strip<Order::kPacked>(Tile<T>{packed, 0, strip, vectors * kLanes<T>, 0, c.row(i) + j, c.stride, depth, n,
+                                          accumulate || k > 0},
+                                  vectors, count);
       }
     }
   }
 }
 
-#define RNN_INSTANTIATE(S)                                                                                        \
-  template void pack_gate_panel<S>(Operand<S>*, const S*, int, int64_t, int64_t, int64_t);                        \
-  template void multiply_gates<S>(const GateWeights<S>&, int, int64_t, Matrix<const Operand<S>>, int64_t,         \
-                                  Compute<S>*);                                                                   \
-  template void pack_column_panel<S>(Compute<S>*, const S*, int64_t, int64_t, int64_t);                           \
-  template void pack_column_panel_transposed<S>(Compute<S>*, const S*, int64_t, int64_t, int64_t);                \
-  template void multiply_columns<S>(const ColumnWeights<S>&, int64_t, int64_t, Matrix<const Compute<S>>,          \
-                                    const Segment*, int, int64_t, Matrix<Compute<S>>, bool);
+#define RNN_INSTANTIATE(S)                                                                                                    \
+  template void pack_gate_panel<S>(S*, const S*, int, int64_t, int64_t, int64_t);                                             \
+  template void multiply_gates<S>(const GateWeights<S>&, int, int64_t, Matrix<const Operand<S>>, int64_t, Compute<S>*);       \
+  template void pack_column_panel<S>(S*, const S*, int64_t, int64_t, int64_t);                                                \
+  template void pack_column_panel_transposed<S>(S*, const S*, int64_t, int64_t, int64_t);                                     \
+  template void multiply_columns<S>(const ColumnWeights<S>&, int64_t, int64_t, Matrix<const Compute<S>>, const Segment*, int, \
+                                    int64_t, Matrix<Compute<S>>, bool);
 RNN_INSTANTIATE(float)
 RNN_INSTANTIATE(double)
 RNN_INSTANTIATE(BFloat16)
 RNN_INSTANTIATE(Float16)
 #undef RNN_INSTANTIATE
 
-template void multiply_transposed<float>(Matrix<const float>, Matrix<const float>, int64_t, int64_t, int64_t,
-                                         int64_t, Matrix<float>, bool, float*);
-template void multiply_transposed<double>(Matrix<const double>, Matrix<const double>, int64_t, int64_t, int64_t,
-                                          int64_t, Matrix<double>, bool, double*);
+#define RNN_INSTANTIATE_TRANSPOSED(T, X)                                                                                         \
+  template void multiply_transposed<T, X>(Matrix<const T>, const X* const*, int64_t, int64_t, int64_t, int64_t, Matrix<T>, bool, \
+                                          T*);
+RNN_INSTANTIATE_TRANSPOSED(float, float)
+RNN_INSTANTIATE_TRANSPOSED(float, BFloat16)
+RNN_INSTANTIATE_TRANSPOSED(float, Float16)
+RNN_INSTANTIATE_TRANSPOSED(double, double)
+#undef RNN_INSTANTIATE_TRANSPOSED
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA

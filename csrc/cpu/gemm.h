@@ -50,8 +50,8 @@ struct GateWeights {
   // Elements of a that one multiply-add consumes.
   static constexpr int64_t kTogether = int64_t(sizeof(Compute<S>) / sizeof(Operand<S>));
 
-  const S* rows;             // (gates * units, depth), contiguous
-  const Operand<S>* panels;  // packed, or null: dot products with the rows as they lie
+  const S* rows;    // (gates * units, depth), contiguous
+  const S* panels;  // packed, or null: dot products with the rows as they lie
   int64_t units, depth;
 
   static int64_t panel_count(int64_t units) { return divide_up(units, kLanes<Compute<S>>); }
@@ -62,7 +62,7 @@ struct GateWeights {
 
 // Panel p of W, out of panel_count(units).
 template <class S>
-void pack_gate_panel(Operand<S>* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel);
+void pack_gate_panel(S* to, const S* weights, int gates, int64_t units, int64_t depth, int64_t panel);
 
 // c[m][gate * kLanes + lane] = sum_k a[m][k] W[gate * units + panel * kLanes + lane][k], c with rows of
 // gates * kLanes. Lanes beyond units hold finite values of no meaning as long as row m is finite. Rows of a start a
@@ -77,24 +77,30 @@ void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Mat
 
 template <class S>
 struct ColumnWeights {
-  const S* rows;             // (depth, columns), contiguous
-  const Compute<S>* panels;  // all panels packed; when in_place only the last, and only if it needs padding
+  const S* rows;    // (depth, columns), contiguous
+  const S* panels;  // all but the last, packed; null: rows are read as they lie
+  const S* last;    // the last one, packed; null: likewise, if it needs no padding
   int64_t depth, columns;
-  bool in_place;
 
   static constexpr int64_t kPanelColumns = kPanelVectors * kLanes<Compute<S>>;
   static int64_t panel_count(int64_t columns) { return divide_up(columns, kPanelColumns); }
   static int64_t panel_size(int64_t depth) { return kPanelColumns * depth; }
   // The last panel does not end with a whole vector.
   static bool needs_padding(int64_t columns) { return columns % kLanes<Compute<S>> != 0; }
+
+  // A packed panel, or null.
+  const S* packed(int64_t panel) const {
+    if (panel == panel_count(columns) - 1) return last;
+    return panels == nullptr ? nullptr : panels + panel * panel_size(depth);
+  }
 };
 
 template <class S>
-void pack_column_panel(Compute<S>* to, const S* weights, int64_t depth, int64_t columns, int64_t panel);
+void pack_column_panel(S* to, const S* weights, int64_t depth, int64_t columns, int64_t panel);
 
 // The same panel of the transpose of weights (columns, depth).
 template <class S>
-void pack_column_panel_transposed(Compute<S>* to, const S* weights, int64_t depth, int64_t columns, int64_t panel);
+void pack_column_panel_transposed(S* to, const S* weights, int64_t depth, int64_t columns, int64_t panel);
 
 // The part of a sum over depth that pairs a's columns [a_first, a_first + length) with W's rows
 // [w_first, w_first + length).
@@ -118,10 +124,10 @@ inline constexpr int64_t kTransposedDepth = 1024 / int64_t(sizeof(T));
 template <class T>
 inline constexpr int64_t kTransposedScratch = kTransposedDepth<T> * (kTransposedRows + kPanelVectors * kLanes<T>);
 
-// c[i][j] (+)= sum_r a[r][i] x[r][j] for i in [first, last), j in [0, columns). scratch: kTransposedScratch<T> elements.
-// Rows of x are readable, and finite wherever the real ones are, up to a whole vector.
-template <class T>
-void multiply_transposed(Matrix<const T> a, Matrix<const T> x, int64_t rows, int64_t first, int64_t last,
+// c[i][j] (+)= sum_r a[r][i] x[r][j] for i in [first, last), j in [0, columns). x[r] is where row r lies. scratch:
+// kTransposedScratch<T> elements.
+template <class T, class X>
+void multiply_transposed(Matrix<const T> a, const X* const* x, int64_t rows, int64_t first, int64_t last,
                          int64_t columns, Matrix<T> c, bool accumulate, T* scratch);
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA

@@ -64,7 +64,7 @@ struct Gru {
     const cells::GruGates<V> gates{saved(0), saved(1), saved(2), saved(3)};
     V dh = V::load(u.dh_in);
     if (u.grad_output != nullptr) dh = dh + load(u.grad_output, u.count);
-    const cells::GruBackward<V> grad = cells::gru_backward<V>(dh, gates, V::load(u.h_prev));
+    const cells::GruBackward<V> grad = cells::gru_backward<V>(dh, gates, load(u.h_prev, u.count));
     grad.h_prev.store(u.dh_out);
     store(u.dg, grad.r, u.count);
     store(u.dg + u.gate_stride, grad.z, u.count);

@@ -44,9 +44,28 @@ RNN_INLINE Half16 load_bits(const uint16_t* p) {
   return bits;
 }
 
+// The first n of them, and zeros.
+RNN_INLINE Half16 load_bits(const uint16_t* p, int64_t n) {
+  if (n >= kFloats) return load_bits(p);
+  Half16 bits{};
+  if (n > 0) std::memcpy(&bits, p, size_t(n) * sizeof *p);
+  return bits;
+}
+
+// By instruction: compilers take the halves of a vector apart for __builtin_convertvector.
+RNN_INLINE Bits32 widen_bits(Half16 bits) {
+#if defined(RNN_AVX512)
+  return Bits32(_mm512_cvtepu16_epi32(__m256i(bits)));
+#elif defined(__AVX2__)
+  return Bits32(_mm256_cvtepu16_epi32(__m128i(bits)));
+#else
+  return __builtin_convertvector(bits, Bits32);
+#endif
+}
+
 // bfloat16 is the upper half of a float.
 RNN_INLINE Vec<float> widen(Half16 bits, BFloat16) {
-  return Vec<float>(Vec<float>::Raw(__builtin_convertvector(bits, Bits32) << 16));
+  return Vec<float>(Vec<float>::Raw(widen_bits(bits) << 16));
 }
 
 // Round to nearest even; a NaN keeps its upper bits and turns quiet.
@@ -135,9 +154,7 @@ RNN_INLINE Vec<Compute<S>> load(const S* p, int64_t n) {
   if constexpr (sizeof(S) > 2) {
     return Vec<S>::load(p, n);
   } else {
-    uint16_t lanes[kFloats] = {};
-    std::memcpy(lanes, p, size_t(n) * sizeof(S));
-    return widen(load_bits(lanes), S{});
+    return widen(load_bits(&p->bits, n), S{});
   }
 }
 
@@ -165,12 +182,26 @@ inline void widen_row(Compute<S>* to, const S* from, int64_t n, int64_t padded) 
   for (; i < padded; ++i) to[i] = 0;
 }
 
+// The same, in the same type.
+template <class S>
+inline void copy_row(S* to, const S* from, int64_t n, int64_t padded) {
+  constexpr int64_t lanes = kVectorBytes / int64_t(sizeof(S));
+  int64_t i = 0;
+  // Vectors, not a call for each row: rows may be as short as two of them.
+  for (; i + lanes <= n; i += lanes) {
+    Bits32 bits;
+    std::memcpy(&bits, from + i, sizeof bits);
+    std::memcpy(to + i, &bits, sizeof bits);
+  }
+  if (i < n) std::memcpy(to + i, from + i, size_t(n - i) * sizeof(S));
+  for (i = n; i < padded; ++i) to[i] = S{};
+}
+
 // The same into rows of operands.
 template <class S>
 inline void load_row(Operand<S>* to, const S* from, int64_t n, int64_t padded) {
   if constexpr (std::is_same_v<S, Operand<S>>) {
-    if (n > 0) std::memcpy(to, from, size_t(n) * sizeof(S));
-    for (int64_t i = n; i < padded; ++i) to[i] = S{};
+    copy_row(to, from, n, padded);
   } else {
     widen_row(to, from, n, padded);
   }

@@ -47,7 +47,7 @@ void gate_products(Random& random, bool packed, int gates, int64_t rows, int64_t
   const auto a = random_storage<A>(random, rows * stride);
   const auto w = random_storage<S>(random, gates * units * depth);
   const int64_t panels = GateWeights<S>::panel_count(units), size = GateWeights<S>::panel_size(gates, depth);
-  std::vector<A> panel_data(static_cast<size_t>(panels * size));
+  std::vector<S> panel_data(static_cast<size_t>(panels * size));
   if (packed)
     for (int64_t p = 0; p < panels; ++p)
       pack_gate_panel(panel_data.data() + p * size, w.data(), gates, units, depth, p);
@@ -75,15 +75,17 @@ void column_products(Random& random, bool in_place, bool transposed, int64_t row
   const auto a = random_storage<T>(random, rows * stride);
   const auto w = random_storage<S>(random, depth * columns);  // (columns, depth) when transposed
   const int64_t panels = ColumnWeights<S>::panel_count(columns), size = ColumnWeights<S>::panel_size(depth);
-  std::vector<T> panel_data(static_cast<size_t>((in_place ? 1 : panels) * size));
+  std::vector<S> all_but_last(static_cast<size_t>((panels - 1) * size)), last(static_cast<size_t>(size));
+  const bool packs_last = !in_place || ColumnWeights<S>::needs_padding(columns);
   for (int64_t p = in_place ? panels - 1 : 0; p < panels; ++p) {
-    T* to = panel_data.data() + (in_place ? 0 : p) * size;
+    S* to = p == panels - 1 ? last.data() : all_but_last.data() + p * size;
     if (transposed)
       pack_column_panel_transposed(to, w.data(), depth, columns, p);
     else
       pack_column_panel(to, w.data(), depth, columns, p);
   }
-  const ColumnWeights<S> weights{w.data(), panel_data.data(), depth, columns, in_place};
+  const ColumnWeights<S> weights{w.data(), in_place ? nullptr : all_but_last.data(), packs_last ? last.data() : nullptr, depth,
+                                 columns};
   for (const bool accumulate : {false, true}) {
     std::vector<T> c(static_cast<size_t>(rows * columns), T(0.5));
     // As threads share them: panels may go in pairs within a share, never across.
@@ -103,22 +105,24 @@ void column_products(Random& random, bool in_place, bool transposed, int64_t row
   }
 }
 
-template <class T>
+template <class X>
 void transposed_products(Random& random, int64_t rows, int64_t count, int64_t columns) {
-  const int64_t a_stride = count + 2, x_stride = divide_up(columns, kLanes<T>) * kLanes<T>;
+  using T = Compute<X>;
+  const int64_t a_stride = count + 2;
   const auto a = random_storage<T>(random, rows * a_stride);
-  const auto x = random_storage<T>(random, rows * x_stride);
+  std::vector<std::vector<X>> x;
+  std::vector<const X*> x_rows;
+  for (int64_t r = 0; r < rows; ++r) x_rows.push_back(x.emplace_back(random_storage<X>(random, columns)).data());
   std::vector<T> scratch(kTransposedScratch<T>);
   const int64_t first = count / 3;
   for (const bool accumulate : {false, true}) {
     std::vector<T> c(static_cast<size_t>(count * columns), T(0.5));
-    multiply_transposed(Matrix<const T>{a.data(), a_stride}, Matrix<const T>{x.data(), x_stride}, rows, first, count,
-                        columns, Matrix<T>{c.data(), columns}, accumulate, scratch.data());
+    multiply_transposed(Matrix<const T>{a.data(), a_stride}, x_rows.data(), rows, first, count, columns,
+                        Matrix<T>{c.data(), columns}, accumulate, scratch.data());
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < columns; ++j) {
         double sum = accumulate || i < first ? 0.5 : 0;
-        for (int64_t r = 0; i >= first && r < rows; ++r)
-          sum += double(a[size_t(r * a_stride + i)]) * double(x[size_t(r * x_stride + j)]);
+        for (int64_t r = 0; i >= first && r < rows; ++r) sum += double(a[size_t(r * a_stride + i)]) * at(x[size_t(r)], j);
         check_close(c[size_t(i * columns + j)], sum, rows, "transposed");
       }
   }
@@ -134,12 +138,12 @@ void all_products(Random& random) {
         for (const bool packed : {false, true}) gate_products<S>(random, packed, gates, rows, size, other);
       column_products<S>(random, false, false, rows, size, other);
       column_products<S>(random, false, true, rows, size, other);
-      if (sizeof(S) > 2) column_products<S>(random, true, false, rows, size, other);
-      if constexpr (sizeof(S) > 2) transposed_products<S>(random, rows, size, other);
+      column_products<S>(random, true, false, rows, size, other);
+      transposed_products<S>(random, rows, size, other);
     }
   column_products<S>(random, false, false, 3, 5, 1500);  // several blocks of depth
   column_products<S>(random, false, false, 2, 3, 0);     // an empty sum is zero
-  if constexpr (sizeof(S) > 2) transposed_products<S>(random, 530, 200, 40);  // of both operands
+  transposed_products<S>(random, 530, 200, 40);  // of both operands
 }
 
 }  // namespace
