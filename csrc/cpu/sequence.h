@@ -174,12 +174,14 @@ inline Division divide(const Layer& layer, int gates, int threads, bool may_shar
   const bool short_steps_repay = step_work >= kShortStepWorthSharing && worth_sharing(layer, gates, layer.rows) &&
                                  layer.hidden_size % kUnitsOfLines == 0;
   // With fewer than this it still gains a little by fetching a share of the weights only, if steps are long enough to wait for
-  // whoever is late.
-  constexpr int64_t kSomeRows = 12, kStepWorthWaiting = 1000000;
+  // whoever is late. More so where the weights come from a cache that other cores use, too: more than 4 MiB of float32.
+  constexpr int64_t kSomeRows = 12, kRowsOfLargeWeights = 24, kLargeWeights = 1 << 20, kStepWorthWaiting = 1000000;
+  const bool large_weights = gates * layer.hidden_size * layer.state_size > kLargeWeights;
   const bool by_units =
       may_share_units && !layer.has_projection && per_direction > 1 &&
       ((layer.batch < kFewRows * per_direction && (step_work >= kStepWorthSharing || short_steps_repay)) ||
-       (layer.batch < kSomeRows * per_direction && step_work >= kStepWorthWaiting * per_direction));
+       (layer.batch < (large_weights ? kRowsOfLargeWeights : kSomeRows) * per_direction &&
+        step_work >= kStepWorthWaiting * per_direction));
   if (by_units) return {1, true};
   return {larger(smaller(per_direction, layer.batch), 1), false};
 }
