@@ -18,6 +18,7 @@ CASES = [
     Case("lstm", hidden_size=40, proj_size=20, steps=7, batch=3, dtype=torch.bfloat16),
     Case("gru", hidden_size=300, input_size=50, steps=5, batch=40),
     Case("lstm", hidden_size=260, steps=3, batch=16),  # threads share the units of a step
+    Case("gru", hidden_size=600, steps=2, batch=40),  # and of more rows where the weights are large
 ]
 
 
