@@ -92,9 +92,10 @@ class Backward {
   void run(const BackwardArguments& arguments, const Parallel& parallel) {
     arguments_ = &arguments;
     for (int d = 0; d < layer_.directions && w_hh_in_gradient_; ++d) {
-      Columns& w_hh = directions_[d].w_hh;
-      w_hh.panels = static_cast<S*>(arguments.grad_weights[d].w_hh);
-      if (w_hh.last == nullptr) w_hh.last = w_hh.panels + last_panel(kGates * layer_.hidden_size, layer_.state_size);
+      ColumnPanels<S>& w_hh = directions_[d].w_hh;
+      const ColumnPanels<S> all = ColumnWeights<S>::adjacent(static_cast<S*>(arguments.grad_weights[d].w_hh),
+                                                             kGates * layer_.hidden_size, layer_.state_size);
+      w_hh = {all.first, w_hh.last == nullptr ? all.last : w_hh.last};
     }
     steps_.fill_offsets();
     find_borders();
@@ -125,14 +126,8 @@ class Backward {
  private:
   static constexpr int64_t kStripColumns = ColumnWeights<S>::kPanelColumns;
 
-  // Where panels are packed, as ColumnWeights has them.
-  struct Columns {
-    S* panels = nullptr;
-    S* last = nullptr;
-  };
-
   struct Direction {
-    Columns w_hh, w_hr;
+    ColumnPanels<S> w_hh, w_hr;
     Matrix<C> dg;         // (capacity, 4 * H): r, z, n, q or i, f, g, o
     const S** h_prev;     // (capacity): where the state before each row's step lies, (P)
     const S** x;          // (capacity): where its input does, (I)
@@ -202,37 +197,27 @@ class Backward {
 
   // ---- Before and after -----------------------------------------------------------------------------
 
-  static int64_t last_panel(int64_t depth, int64_t columns) {
-    return (ColumnWeights<S>::panel_count(columns) - 1) * ColumnWeights<S>::panel_size(depth);
-  }
-
   // Memory for what is packed of weights: all panels, or only the last one. That needs padding where rows are read as they lie; and
   // where panels go elsewhere, into memory of the matrix's size, it does not fit if it is wider than its columns.
-  Columns take_columns(int64_t depth, int64_t columns, bool pack, bool elsewhere) {
+  ColumnPanels<S> take_columns(int64_t depth, int64_t columns, bool pack, bool elsewhere) {
     const int64_t size = ColumnWeights<S>::panel_size(depth);
-    if (pack && !elsewhere) {
-      S* const panels = arena_.take<S>(ColumnWeights<S>::panel_count(columns) * size);
-      return {panels, panels + last_panel(depth, columns)};
-    }
+    if (pack && !elsewhere)
+      return ColumnWeights<S>::adjacent(arena_.take<S>(ColumnWeights<S>::panel_count(columns) * size), depth, columns);
     const bool needs_last = pack ? columns % kStripColumns != 0 : ColumnWeights<S>::needs_padding(columns);
     return {nullptr, needs_last ? arena_.take<S>(size) : nullptr};
   }
 
-  void pack_columns(const Columns& to, const void* weights, int64_t depth, int64_t columns, int64_t part,
+  void pack_columns(const ColumnPanels<S>& to, const void* weights, int64_t depth, int64_t width, int64_t part,
                     int64_t parts) const {
-    const int64_t count = ColumnWeights<S>::panel_count(columns);
-    const Range panels = share(count, part, parts);
-    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-      S* const packed = panel == count - 1     ? to.last
-                        : to.panels == nullptr ? nullptr
-                                               : to.panels + panel * ColumnWeights<S>::panel_size(depth);
-      if (packed != nullptr) pack_column_panel<S>(packed, static_cast<const S*>(weights), depth, columns, panel);
-    }
+    const ColumnWeights<S> of = columns(to, weights, depth, width);
+    const Range panels = share(ColumnWeights<S>::panel_count(width), part, parts);
+    for (int64_t panel = panels.first; panel < panels.last; ++panel)
+      if (S* const packed = of.packed(panel)) pack_column_panel(packed, of.rows, depth, width, panel);
   }
 
   void prepare(const Parallel& parallel) {
     const int64_t parts = larger(parallel.threads, 1);
-    const bool packs = directions_[0].w_hh.panels != nullptr;
+    const bool packs = directions_[0].w_hh.first != nullptr;
     run_tasks(parallel, parts, packs && worth_sharing(layer_.state_size), [&](int64_t part) {
       for (int d = 0; d < layer_.directions; ++d) {
         const Direction& to = directions_[d];
@@ -241,8 +226,6 @@ class Backward {
           pack_columns(to.w_hh, weights.w_hh, kGates * layer_.hidden_size, layer_.state_size, part, parts);
         if (layer_.has_projection)
           pack_columns(to.w_hr, weights.w_hr, layer_.state_size, layer_.hidden_size, part, parts);
-        if (layer_.has_projection && part == 0)
-          for (int64_t row = 0; row < capacity_; ++row) to.hidden_rows[row] = to.hidden.row(row);
         const Range rows = share(layer_.batch, part, parts);
         for (int64_t b = rows.first; b < rows.last; ++b) {
           load_state(to.dh, arguments_->grad_h_n, d, b, layer_.state_size);
@@ -313,7 +296,7 @@ class Backward {
   }
 
   template <int kCount>
-  void multiply_gradient(const Columns& packed, const void* weights, int64_t width,
+  void multiply_gradient(const ColumnPanels<S>& packed, const void* weights, int64_t width,
                          const SegmentOfGates (&gates)[kCount], Range panels, Matrix<const C> dg, int64_t rows,
                          Matrix<C> to, bool accumulate) const {
     Segment segments[kCount];
@@ -322,8 +305,8 @@ class Backward {
                      segments, kCount, rows, to, accumulate);
   }
 
-  ColumnWeights<S> columns(const Columns& packed, const void* weights, int64_t depth, int64_t count) const {
-    return {static_cast<const S*>(weights), packed.panels, packed.last, depth, count};
+  ColumnWeights<S> columns(const ColumnPanels<S>& packed, const void* weights, int64_t depth, int64_t count) const {
+    return {static_cast<const S*>(weights), packed, depth, count};
   }
 
   static Matrix<const C> constant(const Matrix<C>& of, int64_t first_row) { return {of.row(first_row), of.stride}; }
@@ -351,7 +334,7 @@ class Backward {
     return memory;
   }
   ThreadMemory memory_of(int64_t part) const { return memory_at(thread_memory_ + part * thread_memory_size_); }
-  Columns pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const;
+  ColumnPanels<S> pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const;
   void carry_at_once(int d, int64_t part, int64_t parts) const;
   void input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const;
   void weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;

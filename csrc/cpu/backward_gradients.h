@@ -17,7 +17,7 @@ void add_rounded(S* to, const Compute<S>* from, int64_t width, bool accumulate) 
 // One panel of W_ih or W_hh, packed where and when it is used: it meets hundreds of rows, and all panels at once would be as large
 // as the weights.
 template <class Cell>
-auto Backward<Cell>::pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const -> Columns {
+auto Backward<Cell>::pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const -> ColumnPanels<S> {
   const int64_t gate_rows = kGates * layer_.hidden_size;
   S* const packed = memory_of(part).panel;
   pack_column_panel<S>(packed, static_cast<const S*>(weights), gate_rows, width, panel);
@@ -53,18 +53,16 @@ void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t p
   const Matrix<const C> dg = constant(directions_[d].dg, rows.first);
   S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * width;
   const void* w_ih = arguments_->weights[d].w_ih;
-  const auto multiply = [&](const Columns& columns, Range of) {
-    const auto multiply_to = [&](const Matrix<C>& to, Range these, bool accumulate) {
-      multiply_gradient(columns, w_ih, width, Cell::kInputSegments, these, dg, rows.size(), to, accumulate);
-    };
+  const auto multiply = [&](const ColumnPanels<S>& columns, Range of) {
     if constexpr (!kWidens) {
-      multiply_to({result, width}, of, second);
+      multiply_gradient(columns, w_ih, width, Cell::kInputSegments, of, dg, rows.size(), Matrix<C>{result, width}, second);
     } else {
       C* const strip = memory_of(part).strip;
       for (int64_t panel = of.first; panel < of.last; ++panel) {
         const int64_t column = panel * kStripColumns;
         // The product addresses columns of the whole result, so the strip is passed shifted to its place.
-        multiply_to({strip - column, kStripColumns}, {panel, panel + 1}, false);
+        multiply_gradient(columns, w_ih, width, Cell::kInputSegments, {panel, panel + 1}, dg, rows.size(),
+                          Matrix<C>{strip - column, kStripColumns}, false);
         for (int64_t row = 0; row < rows.size(); ++row)
           add_rounded(result + row * width + column, strip + row * kStripColumns, smaller(width - column, kStripColumns),
                       second);

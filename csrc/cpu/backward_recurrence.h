@@ -35,7 +35,7 @@ void Backward<Cell>::recur_by_units(int d, const Chunk& chunk, const Parallel& p
   });
 }
 
-// Where h' and x of a chunk's rows lie.
+// Where h' and x of a chunk's rows lie, and h before its projection.
 template <class Cell>
 void Backward<Cell>::find_rows(int d, const Chunk& chunk, Range slice) const {
   const Direction& to = directions_[d];
@@ -46,6 +46,7 @@ void Backward<Cell>::find_rows(int d, const Chunk& chunk, Range slice) const {
       to.h_prev[row] = i < started ? output_row(d, previous(d, t), b)
                                    : static_cast<const S*>(arguments_->h0) + (d * layer_.batch + b) * layer_.state_size;
       if (needs_weights_) to.x[row] = steps_.row<S>(arguments_->input, t, b);
+      if (layer_.has_projection) to.hidden_rows[row] = to.hidden.row(row);
     }
   }
 }

@@ -68,7 +68,8 @@ class Forward {
       if (kCarriesState) to.carried = arena_.take_rows<C>(layer.batch, layer.hidden_size);
       if (layer.has_projection) {
         to.projected = arena_.take_rows<C>(layer.batch, layer.state_size);
-        to.w_hr = arena_.take<S>(projection_panels() * ColumnWeights<S>::panel_size(layer.hidden_size));
+        S* const panels = arena_.take<S>(projection_panels() * ColumnWeights<S>::panel_size(layer.hidden_size));
+        to.w_hr = ColumnWeights<S>::adjacent(panels, layer.hidden_size, layer.state_size);
         to.hidden = arena_.take_rows<C>(layer.batch, layer.hidden_size);
       }
       to.x = arena_.take_rows<A>(division_.slices * capacity_, layer.input_size);
@@ -96,7 +97,7 @@ class Forward {
     S* w_ih = nullptr;      // gate panels; null: not packed, or not before they are used
     S* w_hh = nullptr;      // gate panels; null: not packed, or not before they are used
     S* panels = nullptr;    // a gate panel for each thread, where they are packed when they are used
-    S* w_hr = nullptr;      // column panels of W_hr^T
+    ColumnPanels<S> w_hr;   // of W_hr^T
     Matrix<A> h[2];         // (N, P): the state before and after a step, in turn
     Matrix<C> carried{};    // (N, H): h where operands round it, for the share that bypasses the weights
     Matrix<C> c{};          // (N, H)
@@ -115,7 +116,7 @@ class Forward {
   };
 
   int64_t projection_panels() const { return ColumnWeights<S>::panel_count(layer_.state_size); }
-  S* projection_panel(S* w_hr, int64_t panel) const { return w_hr + panel * ColumnWeights<S>::panel_size(layer_.hidden_size); }
+  ColumnWeights<S> projection(int d) const { return {nullptr, directions_[d].w_hr, layer_.hidden_size, layer_.state_size}; }
   bool reverse(int d) const { return d == 1; }
   Range slice(int64_t index) const { return steps_.slice(index, division_.slices); }
 
@@ -133,11 +134,11 @@ class Forward {
           if (to.w_hh != nullptr) pack(to.w_hh, from.w_hh, layer_.state_size, panel);
           pack_bias(to.bias + panel * 4 * kLanes<C>, from, panel);
         }
-        if (to.w_hr != nullptr) {
+        if (layer_.has_projection) {
           const Range columns = share(projection_panels(), part, parts);
           for (int64_t panel = columns.first; panel < columns.last; ++panel)
-            pack_column_panel_transposed<S>(projection_panel(to.w_hr, panel), static_cast<const S*>(from.w_hr),
-                                            layer_.hidden_size, layer_.state_size, panel);
+            pack_column_panel_transposed(projection(d).packed(panel), static_cast<const S*>(from.w_hr), layer_.hidden_size,
+                                         layer_.state_size, panel);
         }
         const Range rows = share(layer_.batch, part, parts);
         for (int64_t b = rows.first; b < rows.last; ++b) {
@@ -417,10 +418,8 @@ class Forward {
   // L8: r = W_hr h
   void project_state(int d, Range slice, int64_t t, int64_t rows, const Matrix<A>& h_next, int64_t goes_on) const {
     const Direction& direction = directions_[d];
-    const ColumnWeights<S> w_hr{nullptr, direction.w_hr, projection_panel(direction.w_hr, projection_panels() - 1),
-                                layer_.hidden_size, layer_.state_size};
     const Segment all{0, 0, layer_.hidden_size};
-    multiply_columns(w_hr, 0, projection_panels(),
+    multiply_columns(projection(d), 0, projection_panels(),
                      Matrix<const C>{direction.hidden.row(slice.first), direction.hidden.stride}, &all, 1, rows,
                      Matrix<C>{direction.projected.row(slice.first), direction.projected.stride}, false);
     for (int64_t i = 0; i < rows; ++i) {

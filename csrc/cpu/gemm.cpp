@@ -24,7 +24,7 @@ struct SumOf<Pair> {
   using type = float;
 };
 
-// bfloat16 of two adjacent vectors in turn: one load, a shift and a mask widen both.
+// bfloat16 of two adjacent vectors in turn: one load widens both.
 struct Alternating {
   BFloat16 element;
 };
@@ -92,18 +92,6 @@ RNN_INLINE auto load_lanes(const B* b) {
     return load(b).v;
 }
 
-RNN_INLINE void load_alternating(const Alternating* b, Vec<float>::Raw& first, Vec<float>::Raw& second) {
-  Bits32 bits;
-  std::memcpy(&bits, b, sizeof bits);
-  first = Vec<float>::Raw(bits << 16);
-#if defined(__AVX2__) && !defined(RNN_AVX512)
-  // The zeros that a mask would leave are in the other vector: it would take a register, and the tile has none to spare.
-  second = Vec<float>::Raw(_mm256_blend_epi16(__m256i(first), __m256i(bits), 0xaa));
-#else
-  second = Vec<float>::Raw(bits & 0xffff0000u);
-#endif
-}
-
 template <class E, class B, int kRows, int kVectors, Order kOrder>
 void run_tile(const Tile<E, B>& tile) {
   using T = typename SumOf<E>::type;
@@ -137,7 +125,7 @@ void run_tile(const Tile<E, B>& tile) {
       const B* b_lanes = next ? b_row + tile.b_next + (v - kPanelVectors) * lanes : b_row + v * lanes;
       if constexpr (kAtOnce == 2) {
         if (v + 1 < kVectors) {
-          load_alternating(b_lanes, b_vector[v], b_vector[v + 1]);
+          load_pairs(&b_lanes->element, b_vector[v], b_vector[v + 1]);
           continue;
         }
       }
@@ -390,6 +378,18 @@ void pack_rows_alternating(BFloat16* to, int64_t to_stride, const BFloat16* from
   pack_transposed<float>(reinterpret_cast<float*>(to), to_stride / 2, count, depth, load_both, store_whole);
 }
 
+// A strip of vectors of rows, vector v from[v * distance + lane * depth + k] for count(v) lanes, as Packed has them.
+template <class S, class Count>
+void pack_strip(S* to, int vectors, const S* from, int64_t distance, int64_t depth, const Count& count) {
+  constexpr int64_t lanes = kLanes<Compute<S>>;
+  const int64_t stride = vectors * lanes;
+  int v = 0;
+  if constexpr (std::is_same_v<Packed<S>, Alternating>)
+    for (; v + 1 < vectors && count(v + 1) > 0; v += 2)
+      pack_rows_alternating(to + v * lanes, stride, from + v * distance, count(v), distance, count(v + 1), depth);
+  for (; v < vectors; ++v) pack_rows(to + v * lanes, stride, from + v * distance, count(v), depth);
+}
+
 }  // namespace
 
 template <class S>
@@ -398,20 +398,14 @@ void pack_gate_panel(S* to, const S* weights, int gates, int64_t units, int64_t 
   const int64_t first_unit = panel * lanes;
   const int64_t count = units - first_unit < lanes ? units - first_unit : lanes;
   const int of_strip = gates_of_strip(gates);
-  for (int gate = 0; gate < gates; ++gate) {
+  for (int gate = 0; gate < gates; gate += of_strip) {
     const S* rows = weights + (gate * units + first_unit) * depth;
     S* strip = to + gate / of_strip * GateWeights<S>::panel_size(of_strip, depth);
-    if constexpr (GateWeights<S>::kTogether == 2) {
-      pack_rows_of_pairs(strip + gate % of_strip * lanes * 2, of_strip * lanes, rows, count, depth);
-      continue;
-    } else if constexpr (std::is_same_v<Packed<S>, Alternating>) {
-      if (gate % of_strip + 1 < of_strip) {
-        pack_rows_alternating(strip + gate % of_strip * lanes, of_strip * lanes, rows, count, units * depth, count, depth);
-        ++gate;
-        continue;
-      }
-    }
-    pack_rows(strip + gate % of_strip * lanes, of_strip * lanes, rows, count, depth);
+    if constexpr (GateWeights<S>::kTogether == 2)
+      for (int v = 0; v < of_strip; ++v)
+        pack_rows_of_pairs(strip + v * lanes * 2, of_strip * lanes, rows + v * units * depth, count, depth);
+    else
+      pack_strip(strip, of_strip, rows, units * depth, depth, [=](int) { return count; });
   }
 }
 
@@ -457,19 +451,11 @@ void pack_column_panel(S* to, const S* weights, int64_t depth, int64_t columns, 
 
 template <class S>
 void pack_column_panel_transposed(S* to, const S* weights, int64_t depth, int64_t columns, int64_t panel) {
-  constexpr int64_t lanes = kLanes<Compute<S>>, width = ColumnWeights<S>::kPanelColumns;
-  for (int64_t done = 0; done < width; done += lanes) {
-    const int64_t first = panel * width + done;
-    const int64_t count = columns - first < lanes ? columns - first : lanes;  // may be negative: all padding
-    if constexpr (std::is_same_v<Packed<S>, Alternating>) {
-      if (columns - first > lanes && done + lanes < width) {
-        pack_rows_alternating(to + done, width, weights + first * depth, lanes, lanes * depth, columns - first - lanes, depth);
-        done += lanes;
-        continue;
-      }
-    }
-    pack_rows(to + done, width, weights + first * depth, count, depth);
-  }
+  constexpr int64_t lanes = kLanes<Compute<S>>;
+  const int64_t first = panel * ColumnWeights<S>::kPanelColumns;
+  // May be negative: all padding.
+  const auto count = [=](int v) { return columns - first - v * lanes < lanes ? columns - first - v * lanes : lanes; };
+  pack_strip(to, kPanelVectors, weights + first * depth, lanes * depth, depth, count);
 }
 
 template <class S>

@@ -75,11 +75,17 @@ void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Mat
 // W (depth, columns) cut into panels of kPanelVectors vectors of columns: panel p is
 // [depth][kPanelVectors * kLanes], padded with zeros at the end of the last.
 
+// Where they are packed. Null: rows are read as they lie, those of the last if it needs no padding.
+template <class S>
+struct ColumnPanels {
+  S* first = nullptr;  // all but the last, one behind the other
+  S* last = nullptr;
+};
+
 template <class S>
 struct ColumnWeights {
-  const S* rows;    // (depth, columns), contiguous
-  const S* panels;  // all but the last, packed; null: rows are read as they lie
-  const S* last;    // the last one, packed; null: likewise, if it needs no padding
+  const S* rows;  // (depth, columns), contiguous
+  ColumnPanels<S> panels;
   int64_t depth, columns;
 
   static constexpr int64_t kPanelColumns = kPanelVectors * kLanes<Compute<S>>;
@@ -88,10 +94,15 @@ struct ColumnWeights {
   // The last panel does not end with a whole vector.
   static bool needs_padding(int64_t columns) { return columns % kLanes<Compute<S>> != 0; }
 
+  // All of them, in memory from `first` on.
+  static ColumnPanels<S> adjacent(S* first, int64_t depth, int64_t columns) {
+    if (first == nullptr) return {};
+    return {first, first + (panel_count(columns) - 1) * panel_size(depth)};
+  }
   // A packed panel, or null.
-  const S* packed(int64_t panel) const {
-    if (panel == panel_count(columns) - 1) return last;
-    return panels == nullptr ? nullptr : panels + panel * panel_size(depth);
+  S* packed(int64_t panel) const {
+    if (panel == panel_count(columns) - 1) return panels.last;
+    return panels.first == nullptr ? nullptr : panels.first + panel * panel_size(depth);
   }
 };
 

@@ -68,6 +68,19 @@ RNN_INLINE Vec<float> widen(Half16 bits, BFloat16) {
   return Vec<float>(Vec<float>::Raw(widen_bits(bits) << 16));
 }
 
+// A vector of pairs as the vector of their first elements and that of their second ones.
+RNN_INLINE void load_pairs(const BFloat16* p, Vec<float>::Raw& first, Vec<float>::Raw& second) {
+  Bits32 bits;
+  std::memcpy(&bits, p, sizeof bits);
+  first = Vec<float>::Raw(bits << 16);
+#if defined(__AVX2__) && !defined(RNN_AVX512)
+  // The zeros that a mask would leave are in the other vector: it would take a register, and a tile has none to spare.
+  second = Vec<float>::Raw(_mm256_blend_epi16(__m256i(first), __m256i(bits), 0xaa));
+#else
+  second = Vec<float>::Raw(bits & 0xffff0000u);
+#endif
+}
+
 // Round to nearest even; a NaN keeps its upper bits and turns quiet.
 RNN_INLINE Half16 narrow(Vec<float> x, BFloat16) {
   const Bits32 bits = Bits32(x.v);

@@ -91,7 +91,7 @@ RNN_INLINE void add_products(Sums<C, kRows>& sums, const C* weights, const C* a,
   if (k < depth) add(0, k);
 }
 
-// A vector of pairs widens to two vectors by a shift and a mask: activations and sums stay in float.
+// A vector of pairs widens to two vectors: activations and sums stay in float.
 template <int kGates, int kThird, class C, int kRows>
 RNN_INLINE void add_products(Sums<C, kRows>& sums, const BFloat16* weights, const C* a, int64_t a_stride,
                              int64_t depth) {
@@ -101,9 +101,8 @@ RNN_INLINE void add_products(Sums<C, kRows>& sums, const BFloat16* weights, cons
   const auto add = [&](int64_t pair, bool both) __attribute__((always_inline)) {
     RNN_UNROLL
     for (int gate = 0; gate < kGates; ++gate) {
-      Bits32 bits;
-      std::memcpy(&bits, weights + (pair * kGates + gate) * lanes * 2, sizeof bits);
-      const Raw first = Raw(bits << 16), second = Raw(bits & 0xffff0000u);
+      Raw first, second;
+      load_pairs(weights + (pair * kGates + gate) * lanes * 2, first, second);
       RNN_UNROLL
       for (int m = 0; m < kRows; ++m) {
         const C* row = a + m * a_stride + 2 * pair;

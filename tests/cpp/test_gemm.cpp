@@ -84,8 +84,8 @@ void column_products(Random& random, bool in_place, bool transposed, int64_t row
     else
       pack_column_panel(to, w.data(), depth, columns, p);
   }
-  const ColumnWeights<S> weights{w.data(), in_place ? nullptr : all_but_last.data(), packs_last ? last.data() : nullptr, depth,
-                                 columns};
+  const ColumnPanels<S> packed{in_place ? nullptr : all_but_last.data(), packs_last ? last.data() : nullptr};
+  const ColumnWeights<S> weights{w.data(), packed, depth, columns};
   for (const bool accumulate : {false, true}) {
     std::vector<T> c(static_cast<size_t>(rows * columns), T(0.5));
     // As threads share them: panels may go in pairs within a share, never across.
