@@ -50,19 +50,23 @@ class Forward {
     const int64_t slice_rows = layer.batch_sizes == nullptr ? divide_up(layer.batch, division_.slices) : layer.batch;
     const int64_t most_rows = layer.batch_sizes == nullptr ? slice_rows * layer.steps : layer.rows;
     const int64_t fitting = kChunkBytes / larger(panels_ * kWidth * int64_t(sizeof(C)), 1);
-    capacity_ = larger(slice_rows, smaller(larger(fitting, kChunkRows), most_rows));
-    packs_when_used_ = packs_for_one_use(layer) && (division_.by_units || division_.slices == 1);
+    // Where whoever takes a panel takes all rows of it, one that is used once is packed when it is: W_hh in a single step, W_ih in a
+    // single chunk. More steps are one chunk as long as its projections are no larger than packed W_ih would be.
+    const bool all_rows_of_panels = division_.by_units || division_.slices == 1;
+    packs_w_hh_when_used_ = all_rows_of_panels && packs_for_one_use(layer);
+    packs_w_ih_when_used_ =
+        packs_w_hh_when_used_ || (all_rows_of_panels && layer.rows >= kForwardRowsWorthPacking &&
+                                  most_rows * int64_t(sizeof(C)) <= layer.input_size * int64_t(sizeof(S)));
+    capacity_ = packs_w_ih_when_used_ ? most_rows : larger(slice_rows, smaller(larger(fitting, kChunkRows), most_rows));
     for (int d = 0; d < layer.directions; ++d) {
       Direction& to = directions_[d];
       to.bias = arena_.take<C>(panels_ * 4 * kLanes<C>);
-      if (packs_when_used_) {
+      if (packs_w_ih_when_used_)
         to.panels = arena_.take<S>((division_.by_units ? threads : 1) * largest_panel());
-      } else {
-        if (layer.rows >= kForwardRowsWorthPacking)
-          to.w_ih = arena_.take<S>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
-        if (layer.steps >= kStepsWorthPacking || layer.rows >= kForwardRowsWorthPacking)
-          to.w_hh = arena_.take<S>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
-      }
+      else if (layer.rows >= kForwardRowsWorthPacking)
+        to.w_ih = arena_.take<S>(panels_ * GateWeights<S>::panel_size(kGates, layer.input_size));
+      if (!packs_w_hh_when_used_ && (layer.steps >= kStepsWorthPacking || layer.rows >= kForwardRowsWorthPacking))
+        to.w_hh = arena_.take<S>(panels_ * GateWeights<S>::panel_size(kGates, layer.state_size));
       for (Matrix<A>& h : to.h) h = arena_.take_rows<A>(layer.batch, layer.state_size);
       if (Cell::kHasCellState) to.c = arena_.take_rows<C>(layer.batch, layer.hidden_size);
       if (kCarriesState) to.carried = arena_.take_rows<C>(layer.batch, layer.hidden_size);
@@ -161,16 +165,17 @@ class Forward {
     return larger(GateWeights<S>::panel_size(kGates, layer_.input_size), GateWeights<S>::panel_size(kGates, layer_.state_size));
   }
 
-  // Weights to multiply with one of their panels. Those of a single step are used once: packed as a whole, they would go to memory
-  // and come back, where a panel stays in the cache.
-  GateWeights<S> with_panel(int d, const void* rows, const S* packed, int64_t depth, int64_t panel, int64_t part) const {
-    if (packs_when_used_) {
+  // Weights to multiply with one of their panels. Those that are used once would, packed as a whole, go to memory and come back,
+  // where a panel stays in the cache.
+  GateWeights<S> with_panel(int d, const void* rows, const S* packed, int64_t depth, int64_t panel, int64_t part,
+                            bool when_used) const {
+    if (when_used) {
       // Panels are addressed from the first one on.
       S* const own = directions_[d].panels + part * largest_panel() - panel * GateWeights<S>::panel_size(kGates, depth);
       pack(own, rows, depth, panel);
       packed = own;
     }
-    return {static_cast<const S*>(rows), packed, layer_.hidden_size, depth};
+    return {static_cast<const S*>(rows), packed, layer_.hidden_size, depth, when_used};
   }
 
   void pack_bias(C* to, const Weights& from, int64_t panel) const {
@@ -264,7 +269,7 @@ class Forward {
   void project(int d, const Chunk& chunk, Range panels, int64_t part) const {
     for (int64_t panel = panels.first; panel < panels.last; ++panel) {
       const GateWeights<S> w_ih =
-          with_panel(d, arguments_->weights[d].w_ih, directions_[d].w_ih, layer_.input_size, panel, part);
+          with_panel(d, arguments_->weights[d].w_ih, directions_[d].w_ih, layer_.input_size, panel, part, packs_w_ih_when_used_);
       multiply_gates(w_ih, kGates, panel, chunk.x, chunk.rows, chunk.x_part + panel * capacity_ * kWidth);
     }
   }
@@ -297,11 +302,11 @@ class Forward {
     alignas(64) C h_part[kBlockRows * kWidth];
     const int64_t blocks = divide_up(rows, kBlockRows);
     // Few rows take several panels at once: a row's gates are a chain of dependent instructions, and several chains overlap.
-    const int64_t together = blocks == 1 && !packs_when_used_ ? kBlockRows / rows : 1;
+    const int64_t together = blocks == 1 && !packs_w_hh_when_used_ ? kBlockRows / rows : 1;
     for (int64_t first = panels.first; first < panels.last; first += together) {
       const int64_t count = smaller(together, panels.last - first);
       const GateWeights<S> w_hh =
-          with_panel(d, arguments_->weights[d].w_hh, direction.w_hh, layer_.state_size, first, part);
+          with_panel(d, arguments_->weights[d].w_hh, direction.w_hh, layer_.state_size, first, part, packs_w_hh_when_used_);
       for (int64_t block = 0; block < blocks; ++block) {
         const Range own = share(rows, block, blocks);
         const Matrix<const A> h{h_prev.row(slice.first + own.first), h_prev.stride};
@@ -459,7 +464,7 @@ class Forward {
   Division division_;
   int64_t panels_;
   int64_t capacity_;  // rows of a chunk
-  bool packs_when_used_;
+  bool packs_w_ih_when_used_, packs_w_hh_when_used_;
   bool save_;
   Direction directions_[kMostDirections];
   const ForwardArguments* arguments_ = nullptr;

@@ -34,6 +34,21 @@ struct Alternating {
 template <class S>
 using Packed = std::conditional_t<std::is_same_v<S, BFloat16>, Alternating, S>;
 
+constexpr int64_t kLineBytes = 64;  // of a cache
+
+// What the next product will read, in pieces: each block of rows fetches one, a line of it at every step of its sums. Large weights
+// come from the third-level cache or from memory, which the first block would wait for otherwise.
+struct Ahead {
+  const void* lines = nullptr;
+  int64_t distance = 0;  // from piece to piece, in bytes
+  int64_t pieces = 0;
+
+  // What `depth` steps read that lie one behind the other.
+  static Ahead of_steps(const void* lines, int64_t step_bytes, int64_t depth) {
+    return {lines, depth * kLineBytes, divide_up(step_bytes, kLineBytes)};
+  }
+};
+
 // E is what one lane multiplies: a float, a double or a Pair. B is how b is kept: as E, or as a half type that is widened when it
 // is read.
 template <class E, class B = E>
@@ -49,6 +64,7 @@ struct Tile {
   int64_t depth;
   int64_t columns;  // of c; the last vector may be partial
   bool accumulate;
+  Ahead ahead;
 };
 
 constexpr int kMostVectors = 4;
@@ -59,11 +75,21 @@ constexpr int max_tile_rows(int vectors) {
   return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 8;
 }
 
+// Whether such a tile fetches a line of what comes next at every step: its loads leave room for one more, and a vector is a line, so
+// that as few blocks of rows as there are vectors fetch all of the next panel.
+constexpr bool fetches_ahead(int rows, int vectors) { return kVectorBytes == kLineBytes && rows >= 3 && vectors >= 3; }
+
 // So few rows take two strips or panels at once: more products for each element of theirs.
 constexpr int kFewRows = kPanelVectors < kMostVectors ? max_tile_rows(kMostVectors) : 0;
 
 // Rows of a packed block: what a tile of whole panels takes.
 constexpr int kPackedRows = max_tile_rows(kPanelVectors);
+
+// Whether so many weights may be further away than the second-level cache.
+template <class S>
+constexpr bool are_far(int64_t weights) {
+  return weights * int64_t(sizeof(S)) >= 1 << 19;
+}
 
 // Latency of a multiply-add times the number of units: fewer chains than this leave them idle.
 constexpr int kChains = 8;
@@ -139,8 +165,21 @@ void run_tile(const Tile<E, B>& tile) {
     }
   };
 
+  // What the sums are added to arrives while they are computed.
+  if (tile.accumulate) {
+    RNN_UNROLL
+    for (int m = 0; m < kRows; ++m)
+      for (int64_t n = 0; n < kVectors * lanes; n += kLineBytes / int64_t(sizeof(T)))
+        __builtin_prefetch(tile.c + m * tile.c_stride + n);
+  }
+
+  const char* ahead = static_cast<const char*>(tile.ahead.lines);
   int64_t k = 0;
   for (; k + kSteps <= tile.depth; k += kSteps, b += kSteps * tile.b_stride) {
+    if constexpr (fetches_ahead(kRows, kVectors)) {
+      __builtin_prefetch(ahead, 0, 2);  // to read, into the second-level cache
+      ahead += kLineBytes;
+    }
     RNN_UNROLL
     for (int u = 0; u < kSteps; ++u) add_products(k + u, b + u * tile.b_stride, sum[u % kUnroll]);
   }
@@ -199,6 +238,8 @@ void run_strip(Tile<E, B>&& tile, int vectors, int64_t rows) {
       default: return run_rows<kOrder, 4>(n, tile);
     }
   };
+  int64_t pieces = tile.ahead.pieces;
+  if (pieces == 0) tile.ahead.lines = tile.b;  // nothing to fetch: that is at hand
   const int most = kOrder == Order::kRows ? max_tile_rows(vectors) : kPackedRows;
   if (rows <= most) return run(int(rows));
   const E* const a = tile.a;
@@ -207,6 +248,10 @@ void run_strip(Tile<E, B>&& tile, int vectors, int64_t rows) {
     tile.a = a + first * (kOrder == Order::kRows ? tile.a_stride : tile.depth);
     tile.c = c + first * tile.c_stride;
     run(n);
+    if (--pieces > 0)
+      tile.ahead.lines = static_cast<const char*>(tile.ahead.lines) + tile.ahead.distance;
+    else
+      tile.ahead.lines = tile.b;
   });
 }
 
@@ -419,13 +464,20 @@ void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Mat
   if (weights.panels == nullptr) return multiply_gates_unpacked(weights, gates, panel, a, rows, c);
   const int of_strip = gates_of_strip(gates), at_once = rows <= kFewRows ? gates : of_strip;
   const int64_t strip_size = GateWeights<S>::panel_size(of_strip, weights.depth);
+  const int64_t depth = divide_up(weights.depth, together);
   const S* b = weights.panels + panel * GateWeights<S>::panel_size(gates, weights.depth);
   for (int gate = 0; gate < gates; gate += at_once) {
-    const int64_t lanes = kLanes<Compute<S>>;
+    constexpr int64_t lanes = kLanes<Compute<S>>;
+    const int64_t strip_lanes = of_strip * lanes;
+    Ahead next;  // panel: packed, or the rows that it will be packed from
+    if (weights.one_by_one)
+      next = {weights.rows + (gate * weights.units + (panel + 1) * lanes) * weights.depth,
+              weights.units * weights.depth * int64_t(sizeof(S)), at_once};
+    else if (are_far<S>(gates * weights.units * weights.depth))
+      next = Ahead::of_steps(b + strip_size, strip_lanes * int64_t(sizeof(B)), depth);
     run_strip<Order::kRows>(
-        Tile<E, B>{reinterpret_cast<const E*>(a.data), a.stride / together, reinterpret_cast<const B*>(b), of_strip * lanes,
-                   strip_size / together, c + gate * lanes, gates * lanes, divide_up(weights.depth, together), at_once * lanes,
-                   false},
+        Tile<E, B>{reinterpret_cast<const E*>(a.data), a.stride / together, reinterpret_cast<const B*>(b), strip_lanes,
+                   strip_size / together, c + gate * lanes, gates * lanes, depth, at_once * lanes, false, next},
         at_once, rows);
     b += strip_size;
   }
@@ -474,14 +526,17 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
     using B = std::remove_const_t<std::remove_pointer_t<decltype(b)>>;
     const int64_t columns = (next < count ? next * width : weights.columns) - panel * width;
     const int vectors = int(divide_up(columns, kLanes<T>));
+    const bool far = b_stride == width && are_far<S>(weights.depth * weights.columns);
     bool add = accumulate;
     for (int s = 0; s < segment_count; ++s) {
       // An empty sum still writes its zeros.
       for (int64_t k = 0; k == 0 || k < segments[s].length; k += kBlock) {
         const int64_t depth = segments[s].length - k < kBlock ? segments[s].length - k : kBlock;
-        run_strip<Order::kRows>(Tile<T, B>{a.data + segments[s].a_first + k, a.stride,
-                                           b + (segments[s].w_first + k) * b_stride, b_stride, b_next,
-                                           c.data + panel * width, c.stride, depth, columns, add},
+        const B* const block = b + (segments[s].w_first + k) * b_stride;
+        Ahead next;  // block, packed behind this one
+        if (far) next = Ahead::of_steps(block + depth * width, width * int64_t(sizeof(B)), depth);
+        run_strip<Order::kRows>(Tile<T, B>{a.data + segments[s].a_first + k, a.stride, block, b_stride, b_next,
+                                           c.data + panel * width, c.stride, depth, columns, add, next},
                                 vectors, rows);
         add = true;
       }
@@ -538,7 +593,7 @@ void multiply_transposed(Matrix<const T> a, const X* const* x, int64_t rows, int
         for (int64_t r = 0; r < depth; ++r)
           widen_row(strip + r * vectors * kLanes<T>, x[k + r] + j, n, vectors * kLanes<T>);
         run_strip<Order::kPacked>(Tile<T>{packed, 0, strip, vectors * kLanes<T>, 0, c.row(i) + j, c.stride, depth, n,
-                                          accumulate || k > 0},
+                                          accumulate || k > 0, {}},
                                   vectors, count);
       }
     }

@@ -16,7 +16,7 @@ inline constexpr int64_t kLanes = Vec<T>::size;
 // operand as one of three rows and four vectors would.
 inline constexpr int kPanelVectors = kRegisters == 32 ? 4 : 2;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The stride, in elements, of a scratch row of n: whole vectors, and never a multiple
 // of 512 bytes, which would map the rows of a tile onto the same few cache sets.
@@ -53,6 +53,7 @@ struct GateWeights {
   const S* rows;    // (gates * units, depth), contiguous
   const S* panels;  // packed, or null: dot products with the rows as they lie
   int64_t units, depth;
+  bool one_by_one = false;  // panels are packed when they are used, each from its rows
 
   static int64_t panel_count(int64_t units) { return divide_up(units, kLanes<Compute<S>>); }
   static int64_t panel_size(int gates, int64_t depth) {

@@ -175,7 +175,7 @@ inline Division divide(const Layer& layer, int gates, int threads, bool may_shar
                                  layer.hidden_size % kUnitsOfLines == 0;
   // With fewer than this it still gains a little by fetching a share of the weights only, if steps are long enough to wait for
   // whoever is late. More so where the weights come from a cache that other cores use, too: more than 4 MiB of float32.
-  constexpr int64_t kSomeRows = 12, kRowsOfLargeWeights = 24, kLargeWeights = 1 << 20, kStepWorthWaiting = 1000000;
+  constexpr int64_t kSomeRows = 12, kRowsOfLargeWeights = 48, kLargeWeights = 1 << 20, kStepWorthWaiting = 1000000;
   const bool large_weights = gates * layer.hidden_size * layer.state_size > kLargeWeights;
   const bool by_units =
       may_share_units && !layer.has_projection && per_direction > 1 &&
