@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
+#include <chrono>
 #include <optional>
 #include <stdexcept>
 #include <vector>
@@ -105,9 +106,10 @@ class StreamSession {
     const Turn turn(busy_);
     if (releases_gil_) {
       const py::gil_scoped_release released;
-      stream_.step(from.data, x_stride, to.data, output_stride, torch_pool());
+      stream_.step(from.data, x_stride, to.data, output_stride, pace_.without_pause() ? torch_pool() : kNoPool);
+      pace_.step_ended();
     } else {
-      stream_.step(from.data, x_stride, to.data, output_stride, {1, nullptr, nullptr});
+      stream_.step(from.data, x_stride, to.data, output_stride, kNoPool);
     }
     return output;
   }
@@ -133,8 +135,28 @@ class StreamSession {
   }
 
  private:
-  // About 20 us of multiply-adds: letting others run, and waking the pool, costs less than a tenth of that.
-  static constexpr int64_t kWorthReleasing = 1 << 20;
+  // About 10 us of multiply-adds: letting others run costs less than a tenth of that.
+  static constexpr int64_t kWorthReleasing = 3 << 17;
+  static constexpr cpu::Parallel kNoPool{1, nullptr, nullptr};
+
+  // Whether steps come one after the other. The pool's threads sleep when they have waited for some time; waking them takes longer
+  // than a step, now and then milliseconds, which nobody who feeds a stream at its own pace would understand.
+  class Pace {
+   public:
+    bool without_pause() {
+      if (Clock::now() - last_ > kPause) in_a_row_ = 0;
+      return ++in_a_row_ > kBeforePool;
+    }
+    void step_ended() { last_ = Clock::now(); }
+
+   private:
+    using Clock = std::chrono::steady_clock;
+    static constexpr std::chrono::microseconds kPause{1000};
+    static constexpr int64_t kBeforePool = 32;
+
+    Clock::time_point last_{};
+    int64_t in_a_row_ = 0;
+  };
 
   // Two threads may come here at once when a step has released the interpreter.
   class Turn {
@@ -227,6 +249,7 @@ class StreamSession {
   TensorAttribute version_, requires_grad_;
   std::vector<Watched> watched_;
   const bool releases_gil_;
+  Pace pace_;
   bool loaded_ = false;
   mutable std::atomic<bool> busy_{false};
 };

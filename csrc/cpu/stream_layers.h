@@ -142,7 +142,7 @@ class StreamLayers {
   static constexpr int kMostRows = kRegisters == 32 ? 4 : 2;
   // Multiply-adds of a layer that repay waking the pool, about 80 us of them. Two idle cores halve such a step; on a
   // core that is not idle the step waits for its turn there, which is why smaller ones never try.
-  static constexpr int64_t kWorthSharingStep = 1 << 21;
+  static constexpr int64_t kWorthSharingStep = 3 << 17;
 
  public:
   // A null memory only measures how much is needed.
