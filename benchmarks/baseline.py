@@ -30,9 +30,9 @@ def kernel(case: Case, device: str = "cpu") -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _observed(case: Case) -> str:
-    call = prepare(TORCH_CLASSES, make_problem(case, seed=0)).call
+    prepared = prepare(TORCH_CLASSES, make_problem(case, seed=0))
     # The profiler that came after it writes to stderr, and a dispatch mode imports torch's compiler, which takes seconds.
-    with profiler_legacy.profile() as profile:
-        call()
+    with prepared.scope(), profiler_legacy.profile() as profile:
+        prepared.call()
     names = {event.name for event in profile.function_events}
     return next((text for name, text in _FUSED.items() if name in names), "unfused, a library call an operation")

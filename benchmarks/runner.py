@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,7 @@ from rnnkernels import info
 from . import baseline, flops, machine, memory, providers, timing, wall
 from .cases import Case, Problem, make_problem
 from .gate import Gate, Mismatch
+from .providers.base import within
 from .results import SCHEMA, Result, Row
 
 #: Keys of a result that a run that is taken up again must share with it.
@@ -186,7 +188,7 @@ def _measure(
                 raise
             results[provider.name] = {"error": f"{provider.name} failed: {type(error).__name__}: {error}"[:500]}
             continue
-        ready[provider.name] = timing.Contestant(prepared.call, provider.scope)
+        ready[provider.name] = timing.Contestant(prepared.call, functools.partial(within, provider.scope, prepared.scope))
     del gate
     for name, entry in _times(ready, settings).items():
         results[name] |= entry

@@ -47,4 +47,5 @@ def test_speed(benchmark: Any, case: Case) -> None:
         commit=machine.commit(),
         isa=info.collect()["native"]["isa"],
     )
-    benchmark(prepared.call)
+    with prepared.scope():
+        benchmark(prepared.call)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,8 +19,9 @@ Results = dict[str, Tensor]
 class Prepared:
     """A problem made ready: weights converted, graphs compiled."""
 
-    call: Callable[[], object]  # what is timed: computes the case once, whatever it returns
+    call: Callable[[], object]  # what is timed: computes the case once, whatever it returns; within scope()
     results: Callable[[], Results]  # computes it once more, and converts
+    scope: Callable[[], AbstractContextManager] = nullcontext  # entered once for any number of calls, as an inference loop does
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Provider:
     omits: frozenset[str] = frozenset()  # results it does not have
     own_memory: str | None = None  # why the peak of its memory says nothing
     version: str | None = None  # of what computes, where that is neither torch nor this package
+
+
+@contextmanager
+def within(*scopes: Callable[[], AbstractContextManager]) -> Iterator[None]:
+    """All of them, the first outermost."""
+    with ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(scope())
+        yield
 
 
 def named(mode: str, values: Sequence[Tensor], parameters: Sequence[str]) -> Results:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -61,28 +62,34 @@ def prepare(classes: dict[str, type[nn.Module]], problem: Problem, dtype: torch.
 def _pass(
     mode: str, forward: Callable[[Tensor], tuple[Tensor, ...]], parameters: dict[str, Tensor], x: Tensor, grad_output: Tensor
 ) -> Prepared:
-    def results(call: Callable[[], tuple[Tensor, ...]]) -> Prepared:
-        return Prepared(call, lambda: named(mode, call(), list(parameters)))
+    scope = torch.no_grad if mode == "inference" else nullcontext
+
+    def prepared(call: Callable[[], tuple[Tensor, ...]]) -> Prepared:
+        def results() -> Results:
+            with scope():
+                return named(mode, call(), list(parameters))
+
+        return Prepared(call, results, scope)
 
     def gradients(output: Tensor, leaf: Tensor, keep: bool = False) -> tuple[Tensor, ...]:
         return torch.autograd.grad(output, [leaf, *parameters.values()], grad_output, retain_graph=keep)
 
     if mode == "inference":
-        return results(torch.no_grad()(functools.partial(forward, x)))
+        return prepared(functools.partial(forward, x))
     # As in the middle of a network: the layer below wants a gradient too.
     if mode == "forward":
-        return results(lambda: forward(x.detach().requires_grad_()))
+        return prepared(lambda: forward(x.detach().requires_grad_()))
     if mode == "backward":
         leaf = x.detach().requires_grad_()
         output = forward(leaf)[0]
-        return results(lambda: gradients(output, leaf, keep=True))
+        return prepared(lambda: gradients(output, leaf, keep=True))
 
     def training() -> tuple[Tensor, ...]:
         leaf = x.detach().requires_grad_()
         values = forward(leaf)
         return *values, *gradients(values[0], leaf)
 
-    return results(training)
+    return prepared(training)
 
 
 # --- streaming -----------------------------------------------------------------------------------------------------------
@@ -102,7 +109,7 @@ def _streaming(module: Any, x: Tensor) -> Prepared:
         own = fresh()
         return {"output": torch.stack([own(row).view(batch, -1).clone() for row in x])}
 
-    return Prepared(torch.no_grad()(functools.partial(step, x[0])), results)
+    return Prepared(functools.partial(step, x[0]), results, torch.no_grad)
 
 
 def _module_step(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -130,7 +137,7 @@ def _prepare_padded(classes: dict[str, type[nn.Module]], problem: Problem) -> Pr
         values = made.results()
         return {k: problem.packed(v) if k in ("output", "grad_input") else v for k, v in values.items()}
 
-    return Prepared(made.call, results)
+    return Prepared(made.call, results, made.scope)
 
 
 def _padded_unsupported(case: Case) -> str | None:

@@ -39,7 +39,8 @@ def layer(provider: str, mode: str, hidden_size: int, steps: int, batch: int, se
         prepared = chosen.prepare(problem)
         Gate(problem).check(provider, prepared.results())  # a wrong result's time is nobody's concern
         contestants[arm.name] = prepared.call
-    return _times(contestants, seconds, seed)
+    with prepared.scope():  # the same for all
+        return _times(contestants, seconds, seed)
 
 
 def streaming(provider: str, hidden_size: int, seconds: float, seed: int) -> dict[str, Any]:
