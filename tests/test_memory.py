@@ -72,7 +72,7 @@ def lazily_free():
     with open("/proc/self/smaps_rollup") as file:
         return 1024 * sum(int(line.split()[1]) for line in file if line.startswith("LazyFree:"))
 
-layer, x = rnnkernels.LSTM(512, 512), torch.randn(4, 8, 512)  # 8 MiB of packed weights
+layer, x = rnnkernels.LSTM(512, 512), torch.randn(8, 72, 512)  # 8 MiB of packed weights: more rows than inputs
 for _ in range(2):
     with torch.no_grad():
         layer(x)
@@ -89,7 +89,7 @@ def test_the_workspace_that_is_kept_between_calls_is_the_systems_to_take() -> No
     assert all(8 * 2**20 <= size <= 16 * 2**20 for size in kept)
     assert len(set(kept)) == 1  # one block, for both passes
     assert set(output_of(_LARGE_LAYER, RNNKERNELS_KEPT_MEMORY_MIB="0").split()) == {"0"}
-    assert set(output_of(_LARGE_LAYER, RNNKERNELS_KEPT_MEMORY_MIB="7").split()) == {"0"}
+    assert set(output_of(_LARGE_LAYER, RNNKERNELS_KEPT_MEMORY_MIB="4").split()) == {"0"}
 
 
 @pytest.mark.parametrize("text", ["lots", "-1", "1.5", "99999999999999999999"])

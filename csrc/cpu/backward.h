@@ -23,8 +23,8 @@ struct BackwardUnits {
   const C* dh_in;       // (H): dh from the steps after
   C* dh_out;            // (H): the share of dh' that bypasses the weights; GRU only
   C* dc;                // (H): dc in, dc' out; LSTM only
-  C* dg;                // (4, H)
-  C* hidden;            // (H): h before its projection, or null; LSTM only
+  Operand<S>* dg;       // (4, H)
+  Operand<S>* hidden;   // (H): h before its projection, or null; LSTM only
   int64_t gate_stride;  // H
   int64_t count;        // real units among the lanes
 };
@@ -33,6 +33,7 @@ template <class Cell>
 class Backward {
   using S = typename Cell::Storage;
   using C = Compute<S>;
+  using A = Operand<S>;  // of products: gate gradients, states
   static constexpr int kGates = Cell::kGates;
   static constexpr bool kWidens = sizeof(S) != sizeof(C);
   static constexpr int64_t kChunkBytes = 2097152;  // of gate gradients
@@ -54,12 +55,12 @@ class Backward {
         !carries_at_once_ && (layer.steps >= kStepsWorthPacking || layer.rows >= kRecurrentRowsWorthPacking);
     capacity_ = chunk_rows(packs_w_hh);
     one_chunk_ = layer.rows <= capacity_;
-    w_hh_in_gradient_ = one_chunk_ && packs_w_hh && needs_weights;
+    w_hh_in_gradient_ = one_chunk_ && packs_w_hh && needs_weights && kGates * hidden % kTogether<S> == 0;
     borders_ = arena_.take<int64_t>(layer.steps + 1);
     for (int d = 0; d < layer.directions; ++d) {
       Direction& to = directions_[d];
       if (!carries_at_once_) to.w_hh = take_columns(kGates * hidden, layer.state_size, packs_w_hh, w_hh_in_gradient_);
-      to.dg = arena_.take_rows<C>(capacity_, 4 * hidden);
+      to.dg = arena_.take_rows<A>(capacity_, 4 * hidden);
       to.dh = arena_.take_rows<C>(layer.batch, layer.state_size);
       to.h_prev = arena_.take<const S*>(capacity_);
       if (needs_weights) to.x = arena_.take<const S*>(capacity_);
@@ -69,9 +70,9 @@ class Backward {
       }
       if (layer.has_projection) {
         to.w_hr = take_columns(layer.state_size, hidden, true, false);
-        to.hidden = arena_.take_rows<C>(capacity_, hidden);
-        to.hidden_rows = arena_.take<const C*>(capacity_);
-        to.dr = arena_.take_rows<C>(capacity_, layer.state_size);
+        to.hidden = arena_.take_rows<A>(capacity_, hidden);
+        to.hidden_rows = arena_.take<const A*>(capacity_);
+        to.dr = arena_.take_rows<A>(capacity_, layer.state_size);
         to.dh_hidden = arena_.take_rows<C>(layer.batch, hidden);
       }
       if (needs_weights) {
@@ -128,15 +129,15 @@ class Backward {
 
   struct Direction {
     ColumnPanels<S> w_hh, w_hr;
-    Matrix<C> dg;         // (capacity, 4 * H): r, z, n, q or i, f, g, o
+    Matrix<A> dg;         // (capacity, 4 * H): r, z, n, q or i, f, g, o
     const S** h_prev;     // (capacity): where the state before each row's step lies, (P)
     const S** x;          // (capacity): where its input does, (I)
     Matrix<C> dh;         // (N, P): carried from step to step
     Matrix<C> dc;         // (N, H): carried from step to step
     Matrix<C> c0;         // (N, H)
-    Matrix<C> hidden;     // (capacity, H): h before its projection
-    const C** hidden_rows;  // (capacity): where its rows lie
-    Matrix<C> dr;         // (capacity, P): gradient of the projected state
+    Matrix<A> hidden;     // (capacity, H): h before its projection
+    const A** hidden_rows;  // (capacity): where its rows lie
+    Matrix<A> dr;         // (capacity, P): gradient of the projected state
     Matrix<C> dh_hidden;  // (N, H): gradient of h before its projection
     C* db;                // (4 * H)
     C* dw_ih;             // (G*H, I), of half types and several chunks; null: sums are in the result
@@ -163,7 +164,7 @@ class Backward {
   // type. Then all rows are one chunk, if it takes no more memory than that saves.
   int64_t chunk_rows(bool packs_w_hh) const {
     const int64_t hidden = layer_.hidden_size, recurrent = kGates * hidden * layer_.state_size;
-    const int64_t row_bytes = padded_row<C>(4 * hidden) * int64_t(sizeof(C));
+    const int64_t row_bytes = padded_row<A>(4 * hidden) * int64_t(sizeof(A));
     const int64_t usual = smaller(larger(kChunkBytes / row_bytes, kChunkRows), kMostChunkRows);
     int64_t saved = 0;
     if (packs_w_hh && needs_weights_) saved += recurrent * int64_t(sizeof(S));
@@ -297,7 +298,7 @@ class Backward {
 
   template <int kCount>
   void multiply_gradient(const ColumnPanels<S>& packed, const void* weights, int64_t width,
-                         const SegmentOfGates (&gates)[kCount], Range panels, Matrix<const C> dg, int64_t rows,
+                         const SegmentOfGates (&gates)[kCount], Range panels, Matrix<const A> dg, int64_t rows,
                          Matrix<C> to, bool accumulate) const {
     Segment segments[kCount];
     for (int i = 0; i < kCount; ++i) segments[i] = gates[i].of(layer_.hidden_size);
@@ -309,7 +310,7 @@ class Backward {
     return {static_cast<const S*>(weights), packed, depth, count};
   }
 
-  static Matrix<const C> constant(const Matrix<C>& of, int64_t first_row) { return {of.row(first_row), of.stride}; }
+  static Matrix<const A> constant(const Matrix<A>& of, int64_t first_row) { return {of.row(first_row), of.stride}; }
 
   // ---- From the gate gradients of a chunk: backward_gradients.h -----------------------------------
 
@@ -340,10 +341,10 @@ class Backward {
   void weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
   void bias_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
   template <int kCount>
-  void transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<C>& dg, const S* const* x, int64_t rows,
+  void transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<A>& dg, const S* const* x, int64_t rows,
                            int64_t width, void* result, C* sum, int64_t part, int64_t parts, bool accumulate) const;
   template <class X>
-  void transposed_product(Matrix<const C> a, const X* const* x, int64_t rows, Range of, int64_t width, void* result, C* sum,
+  void transposed_product(Matrix<const A> a, const X* const* x, int64_t rows, Range of, int64_t width, void* result, C* sum,
                           int64_t part, bool accumulate) const;
   void store_weight_gradients(const Direction& from, const WeightGradients& to, int64_t part, int64_t parts) const;
   template <int kCount>

@@ -50,7 +50,7 @@ void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t p
     rows = share(own.rows, part, parts);
   if (rows.size() == 0) return;
   const int64_t width = layer_.input_size;
-  const Matrix<const C> dg = constant(directions_[d].dg, rows.first);
+  const Matrix<const A> dg = constant(directions_[d].dg, rows.first);
   S* result = static_cast<S*>(arguments_->grad_input) + (own.first_row + rows.first) * width;
   const void* w_ih = arguments_->weights[d].w_ih;
   const auto multiply = [&](const ColumnPanels<S>& columns, Range of) {
@@ -108,7 +108,7 @@ void Backward<Cell>::bias_gradients(int d, int64_t turn, int64_t part, int64_t p
     for (int64_t first = 0; first < rows; first += kBlock) {
       Vec<C> block(C(0));
       for (int64_t row = first; row < smaller(first + kBlock, rows); ++row)
-        block = block + Vec<C>::load(from.dg.row(row) + v * kLanes<C>);
+        block = block + load(from.dg.row(row) + v * kLanes<C>);
       sum = sum + block;
     }
     if (turn > 0) sum = sum + Vec<C>::load(from.db + v * kLanes<C>);
@@ -118,7 +118,7 @@ void Backward<Cell>::bias_gradients(int d, int64_t turn, int64_t part, int64_t p
 
 template <class Cell>
 template <int kCount>
-void Backward<Cell>::transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<C>& dg, const S* const* x,
+void Backward<Cell>::transposed_products(const SegmentOfGates (&gates)[kCount], const Matrix<A>& dg, const S* const* x,
                                          int64_t rows, int64_t width, void* result, C* sum, int64_t part, int64_t parts,
                                          bool accumulate) const {
   for (const SegmentOfGates& of : gates) {
@@ -132,7 +132,7 @@ void Backward<Cell>::transposed_products(const SegmentOfGates (&gates)[kCount], 
 // a^T x on rows `of` of a gradient, added up in `sum` over chunks, or, without one, in the result itself.
 template <class Cell>
 template <class X>
-void Backward<Cell>::transposed_product(Matrix<const C> a, const X* const* x, int64_t rows, Range of, int64_t width,
+void Backward<Cell>::transposed_product(Matrix<const A> a, const X* const* x, int64_t rows, Range of, int64_t width,
                                         void* result, C* sum, int64_t part, bool accumulate) const {
   const ThreadMemory memory = memory_of(part);
   if constexpr (kWidens) {

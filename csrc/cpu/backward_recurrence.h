@@ -47,6 +47,7 @@ void Backward<Cell>::find_rows(int d, const Chunk& chunk, Range slice) const {
                                    : static_cast<const S*>(arguments_->h0) + (d * layer_.batch + b) * layer_.state_size;
       if (needs_weights_) to.x[row] = steps_.row<S>(arguments_->input, t, b);
       if (layer_.has_projection) to.hidden_rows[row] = to.hidden.row(row);
+      if (kTogether<S> == 2 && layer_.hidden_size % 2 != 0) to.dg.row(row)[4 * layer_.hidden_size] = A{};  // the last pair's second
     }
   }
 }
@@ -109,12 +110,12 @@ void Backward<Cell>::project_gradient(int d, const Chunk& chunk, int64_t t, Rang
     const int64_t b = slice.first + i;
     const S* grad_output = grad_output_row(d, t, b);
     const C* carried = direction.dh.row(b);
-    C* dr = direction.dr.row(first + i);
+    A* dr = direction.dr.row(first + i);
     for (int64_t j = 0; j < layer_.state_size; j += kLanes<C>) {
       const int64_t count = layer_.state_size - j;
       Vec<C> sum = load(carried + j, count);
       if (grad_output != nullptr) sum = sum + load(grad_output + j, count);
-      store(dr + j, sum, count);
+      store(dr + j, sum);  // zeros into the padding: pairs reach into it
     }
   }
   const Segment all{0, 0, layer_.state_size};

@@ -17,7 +17,7 @@ struct ForwardUnits {
   const C* h_prev;       // (H), GRU only
   C* carried;            // (H), h in full precision, or null where operands have it
   Operand<S>* h;         // (H), null with projection
-  C* hidden;             // (H), h before its projection, or null
+  Operand<S>* hidden;    // (H), h before its projection, or null
   C* c;                  // (H), c' in and c out; LSTM only
   S* output;             // (H), null with projection
   S* h_n;                // (H), null with projection
@@ -74,7 +74,7 @@ class Forward {
         to.projected = arena_.take_rows<C>(layer.batch, layer.state_size);
         S* const panels = arena_.take<S>(projection_panels() * ColumnWeights<S>::panel_size(layer.hidden_size));
         to.w_hr = ColumnWeights<S>::adjacent(panels, layer.hidden_size, layer.state_size);
-        to.hidden = arena_.take_rows<C>(layer.batch, layer.hidden_size);
+        to.hidden = arena_.take_rows<A>(layer.batch, layer.hidden_size);
       }
       to.x = arena_.take_rows<A>(division_.slices * capacity_, layer.input_size);
       to.x_part = arena_.take<C>(division_.slices * panels_ * capacity_ * kWidth);
@@ -105,7 +105,7 @@ class Forward {
     Matrix<A> h[2];         // (N, P): the state before and after a step, in turn
     Matrix<C> carried{};    // (N, H): h where operands round it, for the share that bypasses the weights
     Matrix<C> c{};          // (N, H)
-    Matrix<C> hidden{};     // (N, H): h before its projection
+    Matrix<A> hidden{};     // (N, H): h before its projection
     Matrix<C> projected{};  // (N, P): and after it
     Matrix<A> x;            // (slices * capacity, I): a chunk's inputs, when they cannot be read in place
     C* x_part;              // (slices, panels, capacity, G, lanes): W_ih x of a chunk
@@ -149,6 +149,7 @@ class Forward {
           // Both buffers: a row may stay idle through any number of steps before its own first.
           for (const Matrix<A>& h : to.h)
             load_row(h.row(b), state_row(arguments_->h0, d, b, layer_.state_size), layer_.state_size, h.stride);
+          if (layer_.has_projection) std::memset(to.hidden.row(b), 0, size_t(to.hidden.stride) * sizeof(A));
           if (kCarriesState) load_state(to.carried, arguments_->h0, d, b);
           if (Cell::kHasCellState) load_state(to.c, arguments_->c0, d, b);
         }
@@ -249,7 +250,7 @@ class Forward {
   void gather(int d, int64_t index, Range rows, Chunk& chunk, Range steps) const {
     int64_t stride;
     if constexpr (std::is_same_v<S, A>) {
-      constexpr int64_t together = GateWeights<S>::kTogether;
+      constexpr int64_t together = kTogether<S>;
       if (steps_.evenly_spaced(arguments_->input, rows, &stride) && stride % together == 0 &&
           layer_.input_size % together == 0) {
         chunk.x = {steps_.row<S>(arguments_->input, steps.first, rows.first), stride};
@@ -425,7 +426,7 @@ class Forward {
     const Direction& direction = directions_[d];
     const Segment all{0, 0, layer_.hidden_size};
     multiply_columns(projection(d), 0, projection_panels(),
-                     Matrix<const C>{direction.hidden.row(slice.first), direction.hidden.stride}, &all, 1, rows,
+                     Matrix<const A>{direction.hidden.row(slice.first), direction.hidden.stride}, &all, 1, rows,
                      Matrix<C>{direction.projected.row(slice.first), direction.projected.stride}, false);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t b = slice.first + i;

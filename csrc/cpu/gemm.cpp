@@ -29,10 +29,14 @@ struct Alternating {
   BFloat16 element;
 };
 
-// How weights of S are packed that are multiplied in the compute type: pairs of vectors from the first one on, the last alone if
-// their number is odd.
+// What one lane multiplies.
 template <class S>
-using Packed = std::conditional_t<std::is_same_v<S, BFloat16>, Alternating, S>;
+using Element = std::conditional_t<kTogether<S> == 2, Pair, Compute<S>>;
+
+// How weights of S are packed: as pairs if they are multiplied as such; bfloat16 that is widened in pairs of vectors from the first
+// one on, the last alone if their number is odd.
+template <class S>
+using Packed = std::conditional_t<kTogether<S> == 2, Pair, std::conditional_t<std::is_same_v<S, BFloat16>, Alternating, S>>;
 
 constexpr int64_t kLineBytes = 64;  // of a cache
 
@@ -49,12 +53,12 @@ struct Ahead {
   }
 };
 
-// E is what one lane multiplies: a float, a double or a Pair. B is how b is kept: as E, or as a half type that is widened when it
-// is read.
-template <class E, class B = E>
+// E is what one lane multiplies: a float, a double or a Pair. A and B are how a and b are kept: as E, or as a half type that is
+// widened when it is read.
+template <class E, class B = E, class A = E>
 struct Tile {
   using T = typename SumOf<E>::type;
-  const E* a;
+  const A* a;
   int64_t a_stride;
   const B* b;  // (k, j) at b[k * b_stride + j], whole vectors
   int64_t b_stride;
@@ -99,6 +103,13 @@ RNN_INLINE void multiply_add(typename Vec<T>::Raw& sum, T a, typename Vec<T>::Ra
   sum += (a - typename Vec<T>::Raw{}) * b;
 }
 
+RNN_INLINE void multiply_add(Vec<float>::Raw& sum, BFloat16 a, Vec<float>::Raw b) {
+  const uint32_t bits = uint32_t(a.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  multiply_add(sum, wide, b);
+}
+
 #if defined(RNN_NATIVE_BFLOAT16)
 RNN_INLINE void multiply_add(Vec<float>::Raw& sum, Pair a, Vec<float>::Raw b) {
   int32_t both;
@@ -118,8 +129,8 @@ RNN_INLINE auto load_lanes(const B* b) {
     return load(b).v;
 }
 
-template <class E, class B, int kRows, int kVectors, Order kOrder>
-void run_tile(const Tile<E, B>& tile) {
+template <class E, class B, class A, int kRows, int kVectors, Order kOrder>
+void run_tile(const Tile<E, B, A>& tile) {
   using T = typename SumOf<E>::type;
   using Raw = typename Vec<T>::Raw;
   constexpr int64_t lanes = kLanes<T>;
@@ -136,7 +147,7 @@ void run_tile(const Tile<E, B>& tile) {
       RNN_UNROLL
       for (int v = 0; v < kVectors; ++v) sum[u][m][v] = Raw{};
 
-  const E* a[kRows];
+  const A* a[kRows];
   RNN_UNROLL
   for (int m = 0; m < kRows; ++m) a[m] = kOrder == Order::kRows ? tile.a + m * tile.a_stride : tile.a + m;
   const B* b = tile.b;
@@ -159,7 +170,7 @@ void run_tile(const Tile<E, B>& tile) {
     }
     RNN_UNROLL
     for (int m = 0; m < kRows; ++m) {
-      const E a_element = a[m][k * a_step];
+      const A a_element = a[m][k * a_step];
       RNN_UNROLL
       for (int v = 0; v < kVectors; ++v) multiply_add(into[m][v], a_element, b_vector[v]);
     }
@@ -200,15 +211,15 @@ void run_tile(const Tile<E, B>& tile) {
   }
 }
 
-template <Order kOrder, int kVectors, class E, class B, int... kRows>
-void dispatch_rows(int rows, const Tile<E, B>& tile, std::integer_sequence<int, kRows...>) {
-  using Run = void (*)(const Tile<E, B>&);
-  static constexpr Run table[] = {&run_tile<E, B, kRows + 1, kVectors, kOrder>...};
+template <Order kOrder, int kVectors, class E, class B, class A, int... kRows>
+void dispatch_rows(int rows, const Tile<E, B, A>& tile, std::integer_sequence<int, kRows...>) {
+  using Run = void (*)(const Tile<E, B, A>&);
+  static constexpr Run table[] = {&run_tile<E, B, A, kRows + 1, kVectors, kOrder>...};
   table[rows - 1](tile);
 }
 
-template <Order kOrder, int kVectors, class E, class B>
-void run_rows(int rows, const Tile<E, B>& tile) {
+template <Order kOrder, int kVectors, class E, class B, class A>
+void run_rows(int rows, const Tile<E, B, A>& tile) {
   if constexpr (kOrder == Order::kRows)
     dispatch_rows<kOrder, kVectors>(rows, tile, std::make_integer_sequence<int, max_tile_rows(kVectors)>{});
   else if constexpr (kVectors <= kPanelVectors)
@@ -228,8 +239,8 @@ RNN_INLINE void even_blocks(int64_t rows, int64_t most, const Body& body) {
 
 // All rows [0, rows) of a column strip, `vectors` wide. A packed left operand comes in blocks of at most kPackedRows rows. The tile is
 // changed in place: members that have just been written one by one would be copied in wider pieces, which waits for the cache.
-template <Order kOrder, class E, class B>
-void run_strip(Tile<E, B>&& tile, int vectors, int64_t rows) {
+template <Order kOrder, class E, class B, class A>
+void run_strip(Tile<E, B, A>&& tile, int vectors, int64_t rows) {
   const auto run = [&](int n) {
     switch (vectors) {
       case 1: return run_rows<kOrder, 1>(n, tile);
@@ -242,7 +253,7 @@ void run_strip(Tile<E, B>&& tile, int vectors, int64_t rows) {
   if (pieces == 0) tile.ahead.lines = tile.b;  // nothing to fetch: that is at hand
   const int most = kOrder == Order::kRows ? max_tile_rows(vectors) : kPackedRows;
   if (rows <= most) return run(int(rows));
-  const E* const a = tile.a;
+  const A* const a = tile.a;
   auto* const c = tile.c;
   even_blocks(rows, most, [&](int64_t first, int n) {
     tile.a = a + first * (kOrder == Order::kRows ? tile.a_stride : tile.depth);
@@ -412,6 +423,15 @@ RNN_INLINE Vec<float> alternate(Half16 first, Half16 second) {
   return Vec<float>(Vec<float>::Raw(widen_bits(first) | (widen_bits(second) << 16)));
 }
 
+// Pairs of what stands below each other in two rows of n columns (null: zeros), as so many vectors.
+RNN_INLINE void pair_rows(BFloat16* to, const BFloat16* first, const BFloat16* second, int64_t n, int vectors) {
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t done = v * kLanes<float>;
+    const Half16 below = second == nullptr ? Half16{} : load_bits(&second[done].bits, n - done);
+    alternate(load_bits(&first[done].bits, n - done), below).store(reinterpret_cast<float*>(to + 2 * done));
+  }
+}
+
 // Two blocks of rows from[lane * depth + k], alternating: the second begins `distance` elements after the first and has at most as
 // many rows.
 void pack_rows_alternating(BFloat16* to, int64_t to_stride, const BFloat16* from, int64_t count, int64_t distance,
@@ -428,11 +448,16 @@ template <class S, class Count>
 void pack_strip(S* to, int vectors, const S* from, int64_t distance, int64_t depth, const Count& count) {
   constexpr int64_t lanes = kLanes<Compute<S>>;
   const int64_t stride = vectors * lanes;
-  int v = 0;
-  if constexpr (std::is_same_v<Packed<S>, Alternating>)
-    for (; v + 1 < vectors && count(v + 1) > 0; v += 2)
-      pack_rows_alternating(to + v * lanes, stride, from + v * distance, count(v), distance, count(v + 1), depth);
-  for (; v < vectors; ++v) pack_rows(to + v * lanes, stride, from + v * distance, count(v), depth);
+  if constexpr (std::is_same_v<Packed<S>, Pair>) {
+    for (int v = 0; v < vectors; ++v)
+      pack_rows_of_pairs(to + v * lanes * 2, stride, from + v * distance, count(v), depth);
+  } else {
+    int v = 0;
+    if constexpr (std::is_same_v<Packed<S>, Alternating>)
+      for (; v + 1 < vectors && count(v + 1) > 0; v += 2)
+        pack_rows_alternating(to + v * lanes, stride, from + v * distance, count(v), distance, count(v + 1), depth);
+    for (; v < vectors; ++v) pack_rows(to + v * lanes, stride, from + v * distance, count(v), depth);
+  }
 }
 
 }  // namespace
@@ -446,20 +471,16 @@ void pack_gate_panel(S* to, const S* weights, int gates, int64_t units, int64_t 
   for (int gate = 0; gate < gates; gate += of_strip) {
     const S* rows = weights + (gate * units + first_unit) * depth;
     S* strip = to + gate / of_strip * GateWeights<S>::panel_size(of_strip, depth);
-    if constexpr (GateWeights<S>::kTogether == 2)
-      for (int v = 0; v < of_strip; ++v)
-        pack_rows_of_pairs(strip + v * lanes * 2, of_strip * lanes, rows + v * units * depth, count, depth);
-    else
-      pack_strip(strip, of_strip, rows, units * depth, depth, [=](int) { return count; });
+    pack_strip(strip, of_strip, rows, units * depth, depth, [=](int) { return count; });
   }
 }
 
 template <class S>
 void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Matrix<const Operand<S>> a,
                     int64_t rows, Compute<S>* c) {
-  constexpr int64_t together = GateWeights<S>::kTogether;
-  using E = std::conditional_t<together == 2, Pair, Compute<S>>;
-  using B = std::conditional_t<together == 2, Pair, Packed<S>>;
+  constexpr int64_t together = kTogether<S>;
+  using E = Element<S>;
+  using B = Packed<S>;
   if (rows == 0) return;
   if (weights.panels == nullptr) return multiply_gates_unpacked(weights, gates, panel, a, rows, c);
   const int of_strip = gates_of_strip(gates), at_once = rows <= kFewRows ? gates : of_strip;
@@ -488,16 +509,20 @@ void pack_column_panel(S* to, const S* weights, int64_t depth, int64_t columns, 
   constexpr int64_t lanes = kLanes<Compute<S>>, width = ColumnWeights<S>::kPanelColumns;
   const int64_t first = panel * width;
   const int64_t count = columns - first < width ? columns - first : width;
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < depth; k += kTogether<S>) {
     S* const to_row = to + k * width;
     const S* const row = weights + k * columns + first;
-    int64_t done = 0;
-    if constexpr (std::is_same_v<Packed<S>, Alternating>) {
-      for (; count - done > lanes; done += 2 * lanes)
-        alternate(load_bits(&row[done].bits), load_bits(&row[done + lanes].bits, count - done - lanes))
-            .store(reinterpret_cast<float*>(to_row + done));
+    if constexpr (std::is_same_v<Packed<S>, Pair>) {
+      pair_rows(to_row, row, k + 1 < depth ? row + columns : nullptr, count, kPanelVectors);
+    } else {
+      int64_t done = 0;
+      if constexpr (std::is_same_v<Packed<S>, Alternating>) {
+        for (; count - done > lanes; done += 2 * lanes)
+          alternate(load_bits(&row[done].bits), load_bits(&row[done + lanes].bits, count - done - lanes))
+              .store(reinterpret_cast<float*>(to_row + done));
+      }
+      if (done < width) copy_row(to_row + done, row + done, done < count ? count - done : 0, width - done);
     }
-    if (done < width) copy_row(to_row + done, row + done, done < count ? count - done : 0, width - done);
   }
 }
 
@@ -511,33 +536,39 @@ void pack_column_panel_transposed(S* to, const S* weights, int64_t depth, int64_
 }
 
 template <class S>
-void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t last, Matrix<const Compute<S>> a,
+void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t last, Matrix<const Operand<S>> a,
                       const Segment* segments, int segment_count, int64_t rows, Matrix<Compute<S>> c,
                       bool accumulate) {
   using T = Compute<S>;
   constexpr int64_t width = ColumnWeights<S>::kPanelColumns;
-  // One block of a panel stays in the second-level cache while all rows pass over it. And sums of blocks are more exact than one
-  // sum over 4 * H gate gradients.
+  // Steps of a block of a panel, which stays in the second-level cache while all rows pass over it. And sums of blocks are more
+  // exact than one sum over 4 * H gate gradients.
   constexpr int64_t kBlock = 256;
   if (rows == 0) return;
   const int64_t count = ColumnWeights<S>::panel_count(weights.columns);
   constexpr int64_t kMostPanels = kMostVectors / kPanelVectors;
   const auto multiply = [&](const auto* b, int64_t b_stride, int64_t b_next, int64_t panel, int64_t next) {
     using B = std::remove_const_t<std::remove_pointer_t<decltype(b)>>;
+    constexpr bool pairs = std::is_same_v<B, Pair>;
+    using A = std::conditional_t<pairs, Pair, Operand<S>>;
+    constexpr int64_t together = pairs ? 2 : 1;
     const int64_t columns = (next < count ? next * width : weights.columns) - panel * width;
     const int vectors = int(divide_up(columns, kLanes<T>));
     const bool far = b_stride == width && are_far<S>(weights.depth * weights.columns);
     bool add = accumulate;
     for (int s = 0; s < segment_count; ++s) {
       // An empty sum still writes its zeros.
-      for (int64_t k = 0; k == 0 || k < segments[s].length; k += kBlock) {
-        const int64_t depth = segments[s].length - k < kBlock ? segments[s].length - k : kBlock;
-        const B* const block = b + (segments[s].w_first + k) * b_stride;
+      const int64_t steps = divide_up(segments[s].length, together);
+      for (int64_t k = 0; k == 0 || k < steps; k += kBlock) {
+        const int64_t depth = steps - k < kBlock ? steps - k : kBlock;
+        const B* const block = b + (segments[s].w_first / together + k) * b_stride;
         Ahead next;  // block, packed behind this one
         if (far) next = Ahead::of_steps(block + depth * width, width * int64_t(sizeof(B)), depth);
-        run_strip<Order::kRows>(Tile<T, B>{a.data + segments[s].a_first + k, a.stride, block, b_stride, b_next,
-                                           c.data + panel * width, c.stride, depth, columns, add, next},
-                                vectors, rows);
+        run_strip<Order::kRows>(
+            Tile<std::conditional_t<pairs, Pair, T>, B, A>{
+                reinterpret_cast<const A*>(a.data + segments[s].a_first) + k, a.stride / together, block, b_stride,
+                b_next / together, c.data + panel * width, c.stride, depth, columns, add, next},
+            vectors, rows);
         add = true;
       }
     }
@@ -561,12 +592,22 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
 
 namespace {
 
-// to[first * depth + k * n + m] = a[k][first + m], for each block of n rows of a packed left operand.
-template <class T, int... kRows>
-void pack_blocks(T* to, Matrix<const T> a, int64_t rows, int64_t depth, std::integer_sequence<int, kRows...>) {
+// to[first * depth + k * n + m] = a[k][first + m], for each block of n rows of a packed left operand; of pairs, a[2 * k] and
+// a[2 * k + 1]. depth: rows of a.
+template <class X, int... kRows>
+void pack_blocks(Element<X>* to, Matrix<const Operand<X>> a, int64_t rows, int64_t depth, std::integer_sequence<int, kRows...>) {
+  const int64_t steps = divide_up(depth, kTogether<X>);
   const auto pack = [&](auto count, int64_t first) {
     constexpr int n = decltype(count)::value;
-    for (int64_t k = 0; k < depth; ++k) std::memcpy(to + first * depth + k * n, a.row(k) + first, n * sizeof(T));
+    for (int64_t k = 0; k < steps; ++k) {
+      Element<X>* const step = to + first * steps + k * n;
+      if constexpr (kTogether<X> == 2) {
+        const Half16 below = 2 * k + 1 < depth ? load_bits(&a.row(2 * k + 1)[first].bits, n) : Half16{};
+        alternate(load_bits(&a.row(2 * k)[first].bits, n), below).store(reinterpret_cast<float*>(step), n);
+      } else {
+        std::memcpy(step, a.row(k) + first, n * sizeof *step);
+      }
+    }
   };
   even_blocks(rows, kPackedRows, [&](int64_t first, int n) {
     ((n == kRows + 1 ? pack(std::integral_constant<int, kRows + 1>{}, first) : void()), ...);
@@ -575,25 +616,34 @@ void pack_blocks(T* to, Matrix<const T> a, int64_t rows, int64_t depth, std::int
 
 }  // namespace
 
-template <class T, class X>
-void multiply_transposed(Matrix<const T> a, const X* const* x, int64_t rows, int64_t first, int64_t last,
-                         int64_t columns, Matrix<T> c, bool accumulate, T* scratch) {
-  constexpr int64_t width = kPanelVectors * kLanes<T>;
-  T* const packed = scratch;
-  T* const strip = scratch + kTransposedRows * kTransposedDepth<T>;
-  for (int64_t k = 0; k == 0 || k < rows; k += kTransposedDepth<T>) {
-    const int64_t depth = rows - k < kTransposedDepth<T> ? rows - k : kTransposedDepth<T>;
+template <class X>
+void multiply_transposed(Matrix<const Operand<X>> a, const X* const* x, int64_t rows, int64_t first, int64_t last,
+                         int64_t columns, Matrix<Compute<X>> c, bool accumulate, Compute<X>* scratch) {
+  using T = Compute<X>;
+  using E = Element<X>;
+  constexpr int64_t width = kPanelVectors * kLanes<T>, block = kTransposedDepth<T> * kTogether<X>;
+  E* const packed = reinterpret_cast<E*>(scratch);
+  E* const strip = packed + kTransposedRows * kTransposedDepth<T>;
+  for (int64_t k = 0; k == 0 || k < rows; k += block) {
+    const int64_t depth = rows - k < block ? rows - k : block;
     for (int64_t i = first; i < last; i += kTransposedRows) {
       const int64_t count = last - i < kTransposedRows ? last - i : kTransposedRows;
-      pack_blocks(packed, Matrix<const T>{a.row(k) + i, a.stride}, count, depth,
-                  std::make_integer_sequence<int, kPackedRows>{});
+      pack_blocks<X>(packed, Matrix<const Operand<X>>{a.row(k) + i, a.stride}, count, depth,
+                     std::make_integer_sequence<int, kPackedRows>{});
       for (int64_t j = 0; j < columns; j += width) {
         const int64_t n = columns - j < width ? columns - j : width;
         const int vectors = int(divide_up(n, kLanes<T>));
-        for (int64_t r = 0; r < depth; ++r)
-          widen_row(strip + r * vectors * kLanes<T>, x[k + r] + j, n, vectors * kLanes<T>);
-        run_strip<Order::kPacked>(Tile<T>{packed, 0, strip, vectors * kLanes<T>, 0, c.row(i) + j, c.stride, depth, n,
-                                          accumulate || k > 0, {}},
+        const int64_t row_size = vectors * kLanes<T>;
+        for (int64_t r = 0; r < depth; r += kTogether<X>) {
+          E* const row = strip + r / kTogether<X> * row_size;
+          const X* const from = x[k + r] + j;
+          if constexpr (kTogether<X> == 2)
+            pair_rows(&row->first, from, r + 1 < depth ? x[k + r + 1] + j : nullptr, n, vectors);
+          else
+            widen_row(row, from, n, row_size);
+        }
+        run_strip<Order::kPacked>(Tile<E>{packed, 0, strip, row_size, 0, c.row(i) + j, c.stride,
+                                          divide_up(depth, kTogether<X>), n, accumulate || k > 0, {}},
                                   vectors, count);
       }
     }
@@ -605,21 +655,14 @@ void multiply_transposed(Matrix<const T> a, const X* const* x, int64_t rows, int
   template void multiply_gates<S>(const GateWeights<S>&, int, int64_t, Matrix<const Operand<S>>, int64_t, Compute<S>*);       \
   template void pack_column_panel<S>(S*, const S*, int64_t, int64_t, int64_t);                                                \
   template void pack_column_panel_transposed<S>(S*, const S*, int64_t, int64_t, int64_t);                                     \
-  template void multiply_columns<S>(const ColumnWeights<S>&, int64_t, int64_t, Matrix<const Compute<S>>, const Segment*, int, \
-                                    int64_t, Matrix<Compute<S>>, bool);
+  template void multiply_columns<S>(const ColumnWeights<S>&, int64_t, int64_t, Matrix<const Operand<S>>, const Segment*, int, \
+                                    int64_t, Matrix<Compute<S>>, bool);                                                       \
+  template void multiply_transposed<S>(Matrix<const Operand<S>>, const S* const*, int64_t, int64_t, int64_t, int64_t,         \
+                                       Matrix<Compute<S>>, bool, Compute<S>*);
 RNN_INSTANTIATE(float)
 RNN_INSTANTIATE(double)
 RNN_INSTANTIATE(BFloat16)
 RNN_INSTANTIATE(Float16)
 #undef RNN_INSTANTIATE
-
-#define RNN_INSTANTIATE_TRANSPOSED(T, X)                                                                                         \
-  template void multiply_transposed<T, X>(Matrix<const T>, const X* const*, int64_t, int64_t, int64_t, int64_t, Matrix<T>, bool, \
-                                          T*);
-RNN_INSTANTIATE_TRANSPOSED(float, float)
-RNN_INSTANTIATE_TRANSPOSED(float, BFloat16)
-RNN_INSTANTIATE_TRANSPOSED(float, Float16)
-RNN_INSTANTIATE_TRANSPOSED(double, double)
-#undef RNN_INSTANTIATE_TRANSPOSED
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA

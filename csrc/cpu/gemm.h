@@ -12,6 +12,10 @@ namespace rnnkernels::cpu::RNNKERNELS_ISA {
 template <class T>
 inline constexpr int64_t kLanes = Vec<T>::size;
 
+// Elements of an operand that one multiply-add consumes: dot products take two by two, and so do packed operands have them.
+template <class S>
+inline constexpr int64_t kTogether = int64_t(sizeof(Compute<S>) / sizeof(Operand<S>));
+
 // Vectors of columns that one tile takes: with 16 registers two, so that it has six rows and reads half as much of the right
 // operand as one of three rows and four vectors would.
 inline constexpr int kPanelVectors = kRegisters == 32 ? 4 : 2;
@@ -39,17 +43,13 @@ struct Matrix {
 // ---- x W^T: gate panels -------------------------------------------------------------------
 // The rows of W (gates * units, depth), one vector of units of every gate at a time, so that a panel yields all gates of
 // the same units. It consists of strips, the gates that one register tile takes: each is [depth][gates of the strip][kLanes].
-// Operands narrower than the compute type go two by two, as the dot products take them: [depth / 2][gates][kLanes][2], padded
-// with zeros.
+// Operands that go two by two: [depth / 2][gates][kLanes][2], padded with zeros.
 
 // Four gates make two strips where a panel's columns do; three go together, on four rows.
 constexpr int gates_of_strip(int gates) { return gates % kPanelVectors == 0 ? kPanelVectors : gates; }
 
 template <class S>
 struct GateWeights {
-  // Elements of a that one multiply-add consumes.
-  static constexpr int64_t kTogether = int64_t(sizeof(Compute<S>) / sizeof(Operand<S>));
-
   const S* rows;    // (gates * units, depth), contiguous
   const S* panels;  // packed, or null: dot products with the rows as they lie
   int64_t units, depth;
@@ -57,7 +57,7 @@ struct GateWeights {
 
   static int64_t panel_count(int64_t units) { return divide_up(units, kLanes<Compute<S>>); }
   static int64_t panel_size(int gates, int64_t depth) {
-    return gates * kLanes<Compute<S>> * divide_up(depth, kTogether) * kTogether;
+    return gates * kLanes<Compute<S>> * divide_up(depth, kTogether<S>) * kTogether<S>;
   }
 };
 
@@ -67,14 +67,15 @@ void pack_gate_panel(S* to, const S* weights, int gates, int64_t units, int64_t 
 
 // c[m][gate * kLanes + lane] = sum_k a[m][k] W[gate * units + panel * kLanes + lane][k], c with rows of
 // gates * kLanes. Lanes beyond units hold finite values of no meaning as long as row m is finite. Rows of a start a
-// multiple of kTogether elements apart and are readable, and finite wherever the real ones are, up to one.
+// multiple of kTogether<S> elements apart and are readable, and finite wherever the real ones are, up to one.
 template <class S>
 void multiply_gates(const GateWeights<S>& weights, int gates, int64_t panel, Matrix<const Operand<S>> a,
                     int64_t rows, Compute<S>* c);
 
 // ---- dG W: column panels ------------------------------------------------------------------
 // W (depth, columns) cut into panels of kPanelVectors vectors of columns: panel p is
-// [depth][kPanelVectors * kLanes], padded with zeros at the end of the last.
+// [depth][kPanelVectors * kLanes], padded with zeros at the end of the last; two by two
+// [depth / 2][kPanelVectors * kLanes][2], with zeros beside an odd last row.
 
 // Where they are packed. Null: rows are read as they lie, those of the last if it needs no padding.
 template <class S>
@@ -91,7 +92,7 @@ struct ColumnWeights {
 
   static constexpr int64_t kPanelColumns = kPanelVectors * kLanes<Compute<S>>;
   static int64_t panel_count(int64_t columns) { return divide_up(columns, kPanelColumns); }
-  static int64_t panel_size(int64_t depth) { return kPanelColumns * depth; }
+  static int64_t panel_size(int64_t depth) { return kPanelColumns * divide_up(depth, kTogether<S>) * kTogether<S>; }
   // The last panel does not end with a whole vector.
   static bool needs_padding(int64_t columns) { return columns % kLanes<Compute<S>> != 0; }
 
@@ -115,14 +116,15 @@ template <class S>
 void pack_column_panel_transposed(S* to, const S* weights, int64_t depth, int64_t columns, int64_t panel);
 
 // The part of a sum over depth that pairs a's columns [a_first, a_first + length) with W's rows
-// [w_first, w_first + length).
+// [w_first, w_first + length). w_first is a multiple of kTogether<S>; where the length is not, it ends with W.
 struct Segment {
   int64_t a_first, w_first, length;
 };
 
-// c[m][j] (+)= sum over segments of a[m][..] W[..][j], for the columns j of panels [first, last).
+// c[m][j] (+)= sum over segments of a[m][..] W[..][j], for the columns j of panels [first, last). Rows of a start a multiple of
+// kTogether<S> elements apart, and up to a multiple of it they are readable beyond a segment, and finite wherever it is.
 template <class S>
-void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t last, Matrix<const Compute<S>> a,
+void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t last, Matrix<const Operand<S>> a,
                       const Segment* segments, int segment_count, int64_t rows, Matrix<Compute<S>> c,
                       bool accumulate);
 
@@ -130,16 +132,16 @@ void multiply_columns(const ColumnWeights<S>& weights, int64_t first, int64_t la
 // Blocks of both operands are copied first, into the order in which tiles read them: in place, each step of a sum would be on
 // a page of its own.
 inline constexpr int64_t kTransposedRows = 192;
-// As many bytes in either type; and float64 needs the exacter sums of shorter blocks.
+// Steps of a sum, of as many bytes in either type; and float64 needs the exacter sums of shorter blocks.
 template <class T>
 inline constexpr int64_t kTransposedDepth = 1024 / int64_t(sizeof(T));
 template <class T>
 inline constexpr int64_t kTransposedScratch = kTransposedDepth<T> * (kTransposedRows + kPanelVectors * kLanes<T>);
 
 // c[i][j] (+)= sum_r a[r][i] x[r][j] for i in [first, last), j in [0, columns). x[r] is where row r lies. scratch:
-// kTransposedScratch<T> elements.
-template <class T, class X>
-void multiply_transposed(Matrix<const T> a, const X* const* x, int64_t rows, int64_t first, int64_t last,
-                         int64_t columns, Matrix<T> c, bool accumulate, T* scratch);
+// kTransposedScratch of its elements.
+template <class X>
+void multiply_transposed(Matrix<const Operand<X>> a, const X* const* x, int64_t rows, int64_t first, int64_t last,
+                         int64_t columns, Matrix<Compute<X>> c, bool accumulate, Compute<X>* scratch);
 
 }  // namespace rnnkernels::cpu::RNNKERNELS_ISA

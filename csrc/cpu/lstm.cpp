@@ -46,8 +46,9 @@ struct Lstm {
 
   RNN_INLINE static void forward_state(const ForwardUnits<S>& u) {
     const V h = cells::lstm_hidden_state<V>(V::load(u.h_part), V::load(u.c));
-    if (u.hidden != nullptr) return h.store(u.hidden);
-    store(u.h, h, u.count);  // the padding stays zero: pairs of operands reach into it
+    // Padding stays zero: pairs of operands reach into it.
+    if (u.hidden != nullptr) return store(u.hidden, h, u.count);
+    store(u.h, h, u.count);
     store(u.output, h, u.count);
     if (u.last) store(u.h_n, h, u.count);
   }
@@ -67,7 +68,7 @@ struct Lstm {
     store(u.dg + u.gate_stride, grad.a.f, u.count);
     store(u.dg + 2 * u.gate_stride, grad.a.g, u.count);
     store(u.dg + 3 * u.gate_stride, grad.a.o, u.count);
-    if (u.hidden != nullptr) (gates.o * tanh(c)).store(u.hidden);
+    if (u.hidden != nullptr) store(u.hidden, gates.o * tanh(c));
   }
 };
 

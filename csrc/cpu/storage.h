@@ -24,7 +24,7 @@ struct ComputeOf<double> {
 template <class S>
 using Compute = typename ComputeOf<S>::type;
 
-// What a product of states or inputs with packed weights multiplies: bfloat16 itself where the processor has dot
+// What a product multiplies weights with, states, inputs or gate gradients: bfloat16 itself where the processor has dot
 // products of it (they sum up in float), otherwise the compute type.
 #if defined(RNN_NATIVE_BFLOAT16)
 template <class S>
@@ -47,9 +47,13 @@ RNN_INLINE Half16 load_bits(const uint16_t* p) {
 // The first n of them, and zeros.
 RNN_INLINE Half16 load_bits(const uint16_t* p, int64_t n) {
   if (n >= kFloats) return load_bits(p);
+#if defined(RNN_AVX512)
+  return Half16(_mm256_maskz_loadu_epi16(__mmask16(n > 0 ? (1u << n) - 1 : 0), p));
+#else
   Half16 bits{};
   if (n > 0) std::memcpy(&bits, p, size_t(n) * sizeof *p);
   return bits;
+#endif
 }
 
 // By instruction: compilers take the halves of a vector apart for __builtin_convertvector.

@@ -69,10 +69,11 @@ void gate_products(Random& random, bool packed, int gates, int64_t rows, int64_t
 template <class S>
 void column_products(Random& random, bool in_place, bool transposed, int64_t rows, int64_t columns, int64_t depth) {
   using T = Compute<S>;
+  using A = Operand<S>;
   const int64_t hidden = depth / 3;
   const Segment segments[] = {{0, 0, 2 * hidden}, {depth, 2 * hidden, depth - 2 * hidden}};
-  const int64_t stride = depth + depth;
-  const auto a = random_storage<T>(random, rows * stride);
+  const int64_t stride = 2 * depth + 2;  // an odd last segment's pair ends beyond it
+  const auto a = random_storage<A>(random, rows * stride);
   const auto w = random_storage<S>(random, depth * columns);  // (columns, depth) when transposed
   const int64_t panels = ColumnWeights<S>::panel_count(columns), size = ColumnWeights<S>::panel_size(depth);
   std::vector<S> all_but_last(static_cast<size_t>((panels - 1) * size)), last(static_cast<size_t>(size));
@@ -91,14 +92,14 @@ void column_products(Random& random, bool in_place, bool transposed, int64_t row
     // As threads share them: panels may go in pairs within a share, never across.
     const int64_t cut = random.integer(0, panels);
     for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, cut}, {cut, panels}})
-      multiply_columns(weights, first, last, Matrix<const T>{a.data(), stride}, segments, 2, rows,
+      multiply_columns(weights, first, last, Matrix<const A>{a.data(), stride}, segments, 2, rows,
                        Matrix<T>{c.data(), columns}, accumulate);
     for (int64_t m = 0; m < rows; ++m)
       for (int64_t j = 0; j < columns; ++j) {
         double sum = accumulate ? 0.5 : 0;
         for (int64_t k = 0; k < depth; ++k) {
           const int64_t a_column = k < 2 * hidden ? k : depth + k - 2 * hidden;
-          sum += double(a[size_t(m * stride + a_column)]) * at(w, transposed ? j * depth + k : k * columns + j);
+          sum += at(a, m * stride + a_column) * at(w, transposed ? j * depth + k : k * columns + j);
         }
         check_close(c[size_t(m * columns + j)], sum, depth, "columns");
       }
@@ -108,8 +109,9 @@ void column_products(Random& random, bool in_place, bool transposed, int64_t row
 template <class X>
 void transposed_products(Random& random, int64_t rows, int64_t count, int64_t columns) {
   using T = Compute<X>;
+  using A = Operand<X>;
   const int64_t a_stride = count + 2;
-  const auto a = random_storage<T>(random, rows * a_stride);
+  const auto a = random_storage<A>(random, rows * a_stride);
   std::vector<std::vector<X>> x;
   std::vector<const X*> x_rows;
   for (int64_t r = 0; r < rows; ++r) x_rows.push_back(x.emplace_back(random_storage<X>(random, columns)).data());
@@ -117,12 +119,12 @@ void transposed_products(Random& random, int64_t rows, int64_t count, int64_t co
   const int64_t first = count / 3;
   for (const bool accumulate : {false, true}) {
     std::vector<T> c(static_cast<size_t>(count * columns), T(0.5));
-    multiply_transposed(Matrix<const T>{a.data(), a_stride}, x_rows.data(), rows, first, count, columns,
+    multiply_transposed(Matrix<const A>{a.data(), a_stride}, x_rows.data(), rows, first, count, columns,
                         Matrix<T>{c.data(), columns}, accumulate, scratch.data());
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < columns; ++j) {
         double sum = accumulate || i < first ? 0.5 : 0;
-        for (int64_t r = 0; i >= first && r < rows; ++r) sum += double(a[size_t(r * a_stride + i)]) * at(x[size_t(r)], j);
+        for (int64_t r = 0; i >= first && r < rows; ++r) sum += at(a, r * a_stride + i) * at(x[size_t(r)], j);
         check_close(c[size_t(i * columns + j)], sum, rows, "transposed");
       }
   }
