@@ -84,6 +84,10 @@ class Backward {
         }
       }
     }
+    // Each thread's share of the gradient of W_ih, written last, is memory until then.
+    const int64_t gate_rows = kGates * hidden, share_of_gradient = gate_rows / larger(threads, 1) * layer.input_size;
+    panel_in_gradient_ = one_chunk_ && needs_weights &&
+                         share_of_gradient >= ColumnWeights<S>::panel_size(gate_rows) + kWorkspaceAlignment / int64_t(sizeof(S));
     thread_memory_size_ = memory_at(nullptr).size;
     thread_memory_ = arena_.take<char>(larger(threads, 1) * thread_memory_size_);
   }
@@ -316,7 +320,7 @@ class Backward {
 
   // Memory of one thread: it takes dx, and then the weight gradients.
   struct ThreadMemory {
-    S* panel;          // a column panel of W_ih or W_hh
+    S* panel;          // a column panel of W_ih or W_hh; null: in the gradient of W_ih
     C* strip;          // (capacity, kStripColumns) of dx, half types only: before it is rounded
     C* transposed;     // scratch of multiply_transposed
     C* gradient_rows;  // (kRoundedRows, I or H), half types with one chunk: of weight gradients before they are rounded
@@ -325,7 +329,7 @@ class Backward {
   ThreadMemory memory_at(char* base) const {
     Arena first(base), second(base);
     ThreadMemory memory{};
-    if (needs_input_ || carries_at_once_)
+    if ((needs_input_ || carries_at_once_) && !panel_in_gradient_)
       memory.panel = first.template take<S>(ColumnWeights<S>::panel_size(kGates * layer_.hidden_size));
     if (needs_input_ && kWidens) memory.strip = first.template take<C>(capacity_ * kStripColumns);
     if (needs_weights_) memory.transposed = second.template take<C>(kTransposedScratch<C>);
@@ -335,7 +339,8 @@ class Backward {
     return memory;
   }
   ThreadMemory memory_of(int64_t part) const { return memory_at(thread_memory_ + part * thread_memory_size_); }
-  ColumnPanels<S> pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const;
+  S* panel_memory(int d, int64_t part, int64_t parts) const;
+  ColumnPanels<S> pack_own(const void* weights, int64_t width, int64_t panel, S* memory) const;
   void carry_at_once(int d, int64_t part, int64_t parts) const;
   void input_gradient(int d, int64_t turn, int64_t part, int64_t parts) const;
   void weight_gradients(int d, int64_t turn, int64_t part, int64_t parts) const;
@@ -358,6 +363,7 @@ class Backward {
   bool carries_at_once_;   // there is one step: each panel of W_hh is packed for all of its rows when it is used
   bool one_chunk_;         // all rows are one
   bool w_hh_in_gradient_;  // packed W_hh lies where its gradient will be
+  bool panel_in_gradient_;  // so does a panel that a thread packs for itself, where that of W_ih will be
   int64_t capacity_;       // rows of a chunk
   int64_t* borders_;       // (chunks + 1) first steps of chunks
   int64_t chunks_ = 0;

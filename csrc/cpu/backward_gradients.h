@@ -14,12 +14,20 @@ void add_rounded(S* to, const Compute<S>* from, int64_t width, bool accumulate) 
   }
 }
 
+// Where a thread packs panels for itself.
+template <class Cell>
+auto Backward<Cell>::panel_memory(int d, int64_t part, int64_t parts) const -> S* {
+  if (!panel_in_gradient_) return memory_of(part).panel;
+  const int64_t first = share(kGates * layer_.hidden_size, part, parts).first * layer_.input_size;
+  const auto address = reinterpret_cast<uintptr_t>(static_cast<S*>(arguments_->grad_weights[d].w_ih) + first);
+  return reinterpret_cast<S*>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment);
+}
+
 // One panel of W_ih or W_hh, packed where and when it is used: it meets hundreds of rows, and all panels at once would be as large
 // as the weights.
 template <class Cell>
-auto Backward<Cell>::pack_own(const void* weights, int64_t width, int64_t panel, int64_t part) const -> ColumnPanels<S> {
+auto Backward<Cell>::pack_own(const void* weights, int64_t width, int64_t panel, S* packed) const -> ColumnPanels<S> {
   const int64_t gate_rows = kGates * layer_.hidden_size;
-  S* const packed = memory_of(part).panel;
   pack_column_panel<S>(packed, static_cast<const S*>(weights), gate_rows, width, panel);
   return {packed - panel * ColumnWeights<S>::panel_size(gate_rows), packed};  // panels are addressed from the first one on
 }
@@ -31,8 +39,9 @@ void Backward<Cell>::carry_at_once(int d, int64_t part, int64_t parts) const {
   const int64_t width = layer_.state_size;
   const Range panels = share(ColumnWeights<S>::panel_count(width), part, parts);
   const void* w_hh = arguments_->weights[d].w_hh;
+  S* const memory = panel_memory(d, part, parts);
   for (int64_t panel = panels.first; panel < panels.last; ++panel)
-    multiply_gradient(pack_own(w_hh, width, panel, part), w_hh, width, Cell::kRecurrentSegments, {panel, panel + 1},
+    multiply_gradient(pack_own(w_hh, width, panel, memory), w_hh, width, Cell::kRecurrentSegments, {panel, panel + 1},
                       constant(direction.dg, 0), layer_.rows, direction.dh, Cell::kCarriesPastGates);
 }
 
@@ -75,7 +84,7 @@ void Backward<Cell>::input_gradient(int d, int64_t turn, int64_t part, int64_t p
     multiply({}, {panels.first, packed.first});
   }
   for (int64_t panel = packed.first; panel < packed.last; ++panel)
-    multiply(pack_own(w_ih, width, panel, part), {panel, panel + 1});
+    multiply(pack_own(w_ih, width, panel, panel_memory(d, part, parts)), {panel, panel + 1});
 }
 
 // dW_ih = dG^T x, dW_hh = dG^T h', dW_hr = dr^T h.

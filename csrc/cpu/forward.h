@@ -50,12 +50,13 @@ class Forward {
     const int64_t slice_rows = layer.batch_sizes == nullptr ? divide_up(layer.batch, division_.slices) : layer.batch;
     const int64_t most_rows = layer.batch_sizes == nullptr ? slice_rows * layer.steps : layer.rows;
     const int64_t fitting = kChunkBytes / larger(panels_ * kWidth * int64_t(sizeof(C)), 1);
-    // Where whoever takes a panel takes all rows of it, one that is used once is packed when it is: W_hh in a single step, W_ih in a
-    // single chunk. More steps are one chunk as long as its projections are no larger than packed W_ih would be.
-    const bool all_rows_of_panels = division_.by_units || division_.slices == 1;
-    packs_w_hh_when_used_ = all_rows_of_panels && packs_for_one_use(layer);
+    // Where whoever takes a panel takes all rows of it, and none is idle, panels are packed when they are used first. One that is
+    // used once needs no memory of its own: of W_hh in a single step, of W_ih in a single chunk. More steps are one chunk as long as
+    // its projections are no larger than packed W_ih would be.
+    packs_at_first_use_ = division_.by_units || (division_.slices == 1 && threads <= layer.directions);
+    packs_w_hh_when_used_ = packs_at_first_use_ && packs_for_one_use(layer);
     packs_w_ih_when_used_ =
-        packs_w_hh_when_used_ || (all_rows_of_panels && layer.rows >= kForwardRowsWorthPacking &&
+        packs_w_hh_when_used_ || (packs_at_first_use_ && layer.rows >= kForwardRowsWorthPacking &&
                                   most_rows * int64_t(sizeof(C)) <= layer.input_size * int64_t(sizeof(S)));
     capacity_ = packs_w_ih_when_used_ ? most_rows : larger(slice_rows, smaller(larger(fitting, kChunkRows), most_rows));
     for (int d = 0; d < layer.directions; ++d) {
@@ -127,15 +128,15 @@ class Forward {
   // Packs weights and biases, loads initial states.
   void prepare(const Parallel& parallel) {
     const int64_t parts = larger(parallel.threads, 1);
-    const bool packs = directions_[0].w_ih != nullptr || directions_[0].w_hh != nullptr;
+    const bool packs = !packs_at_first_use_ && (directions_[0].w_ih != nullptr || directions_[0].w_hh != nullptr);
     run_tasks(parallel, parts, packs && worth_sharing(layer_, kGates, 1), [&](int64_t part) {
       for (int d = 0; d < layer_.directions; ++d) {
         const Direction& to = directions_[d];
         const Weights& from = arguments_->weights[d];
         const Range panels = share(panels_, part, parts);
         for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-          if (to.w_ih != nullptr) pack(to.w_ih, from.w_ih, layer_.input_size, panel);
-          if (to.w_hh != nullptr) pack(to.w_hh, from.w_hh, layer_.state_size, panel);
+          if (packs && to.w_ih != nullptr) pack(to.w_ih, from.w_ih, layer_.input_size, panel);
+          if (packs && to.w_hh != nullptr) pack(to.w_hh, from.w_hh, layer_.state_size, panel);
           pack_bias(to.bias + panel * 4 * kLanes<C>, from, panel);
         }
         if (layer_.has_projection) {
@@ -166,17 +167,15 @@ class Forward {
     return larger(GateWeights<S>::panel_size(kGates, layer_.input_size), GateWeights<S>::panel_size(kGates, layer_.state_size));
   }
 
-  // Weights to multiply with one of their panels. Those that are used once would, packed as a whole, go to memory and come back,
-  // where a panel stays in the cache.
-  GateWeights<S> with_panel(int d, const void* rows, const S* packed, int64_t depth, int64_t panel, int64_t part,
-                            bool when_used) const {
-    if (when_used) {
-      // Panels are addressed from the first one on.
-      S* const own = directions_[d].panels + part * largest_panel() - panel * GateWeights<S>::panel_size(kGates, depth);
-      pack(own, rows, depth, panel);
-      packed = own;
-    }
-    return {static_cast<const S*>(rows), packed, layer_.hidden_size, depth, when_used};
+  // Weights to multiply with some of their panels, which are packed now if they are used for the first time: before everything
+  // else, they would go to memory and come back. packed: where all panels lie; null: not packed, or only while they are used.
+  GateWeights<S> with_panels(int d, const void* rows, S* packed, int64_t depth, Range panels, int64_t part, bool first_use,
+                             bool only_use) const {
+    // Panels are addressed from the first one on.
+    if (only_use) packed = directions_[d].panels + part * largest_panel() - panels.first * GateWeights<S>::panel_size(kGates, depth);
+    const bool packs = packed != nullptr && packs_at_first_use_ && first_use;
+    for (int64_t panel = panels.first; packs && panel < panels.last; ++panel) pack(packed, rows, depth, panel);
+    return {static_cast<const S*>(rows), packed, layer_.hidden_size, depth, packs};
   }
 
   void pack_bias(C* to, const Weights& from, int64_t panel) const {
@@ -268,9 +267,10 @@ class Forward {
 
   // W_ih x for all rows of a chunk (the input half of L1, G1, G2, G4); part: whose share the panels are.
   void project(int d, const Chunk& chunk, Range panels, int64_t part) const {
+    const bool first_chunk = reverse(d) ? chunk.steps.last == layer_.steps : chunk.steps.first == 0;
     for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-      const GateWeights<S> w_ih =
-          with_panel(d, arguments_->weights[d].w_ih, directions_[d].w_ih, layer_.input_size, panel, part, packs_w_ih_when_used_);
+      const GateWeights<S> w_ih = with_panels(d, arguments_->weights[d].w_ih, directions_[d].w_ih, layer_.input_size,
+                                              {panel, panel + 1}, part, first_chunk, packs_w_ih_when_used_);
       multiply_gates(w_ih, kGates, panel, chunk.x, chunk.rows, chunk.x_part + panel * capacity_ * kWidth);
     }
   }
@@ -306,8 +306,8 @@ class Forward {
     const int64_t together = blocks == 1 && !packs_w_hh_when_used_ ? kBlockRows / rows : 1;
     for (int64_t first = panels.first; first < panels.last; first += together) {
       const int64_t count = smaller(together, panels.last - first);
-      const GateWeights<S> w_hh =
-          with_panel(d, arguments_->weights[d].w_hh, direction.w_hh, layer_.state_size, first, part, packs_w_hh_when_used_);
+      const GateWeights<S> w_hh = with_panels(d, arguments_->weights[d].w_hh, direction.w_hh, layer_.state_size,
+                                              {first, first + count}, part, done == 0, packs_w_hh_when_used_);
       for (int64_t block = 0; block < blocks; ++block) {
         const Range own = share(rows, block, blocks);
         const Matrix<const A> h{h_prev.row(slice.first + own.first), h_prev.stride};
@@ -465,7 +465,7 @@ class Forward {
   Division division_;
   int64_t panels_;
   int64_t capacity_;  // rows of a chunk
-  bool packs_w_ih_when_used_, packs_w_hh_when_used_;
+  bool packs_at_first_use_, packs_w_ih_when_used_, packs_w_hh_when_used_;
   bool save_;
   Direction directions_[kMostDirections];
   const ForwardArguments* arguments_ = nullptr;
