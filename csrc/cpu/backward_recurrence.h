@@ -47,7 +47,8 @@ void Backward<Cell>::find_rows(int d, const Chunk& chunk, Range slice) const {
                                    : static_cast<const S*>(arguments_->h0) + (d * layer_.batch + b) * layer_.state_size;
       if (needs_weights_) to.x[row] = steps_.row<S>(arguments_->input, t, b);
       if (layer_.has_projection) to.hidden_rows[row] = to.hidden.row(row);
-      if (kTogether<S> == 2 && layer_.hidden_size % 2 != 0) to.dg.row(row)[4 * layer_.hidden_size] = A{};  // the last pair's second
+      // The last pair of an odd number of gate gradients ends in the padding.
+      if (kTogether<S> == 2 && layer_.hidden_size % 2 != 0) to.dg.row(row)[4 * layer_.hidden_size] = A{};
     }
   }
 }

@@ -50,9 +50,9 @@ class Forward {
     const int64_t slice_rows = layer.batch_sizes == nullptr ? divide_up(layer.batch, division_.slices) : layer.batch;
     const int64_t most_rows = layer.batch_sizes == nullptr ? slice_rows * layer.steps : layer.rows;
     const int64_t fitting = kChunkBytes / larger(panels_ * kWidth * int64_t(sizeof(C)), 1);
-    // Where whoever takes a panel takes all rows of it, and none is idle, panels are packed when they are used first. One that is
-    // used once needs no memory of its own: of W_hh in a single step, of W_ih in a single chunk. More steps are one chunk as long as
-    // its projections are no larger than packed W_ih would be.
+    // Where whoever takes a panel takes all rows of it, and none is idle, panels are packed when they are used first. Those that are
+    // used once need no memory for all: of W_hh in a single step, of W_ih in a single chunk. More steps are one chunk as long as its
+    // projections are no larger than packed W_ih would be.
     packs_at_first_use_ = division_.by_units || (division_.slices == 1 && threads <= layer.directions);
     packs_w_hh_when_used_ = packs_at_first_use_ && packs_for_one_use(layer);
     packs_w_ih_when_used_ =
@@ -172,7 +172,8 @@ class Forward {
   GateWeights<S> with_panels(int d, const void* rows, S* packed, int64_t depth, Range panels, int64_t part, bool first_use,
                              bool only_use) const {
     // Panels are addressed from the first one on.
-    if (only_use) packed = directions_[d].panels + part * largest_panel() - panels.first * GateWeights<S>::panel_size(kGates, depth);
+    const int64_t size = GateWeights<S>::panel_size(kGates, depth);
+    if (only_use) packed = directions_[d].panels + part * largest_panel() - panels.first * size;
     const bool packs = packed != nullptr && packs_at_first_use_ && first_use;
     for (int64_t panel = panels.first; packs && panel < panels.last; ++panel) pack(packed, rows, depth, panel);
     return {static_cast<const S*>(rows), packed, layer_.hidden_size, depth, packs};

@@ -33,15 +33,15 @@ struct Alternating {
 template <class S>
 using Element = std::conditional_t<kTogether<S> == 2, Pair, Compute<S>>;
 
-// How weights of S are packed: as pairs if they are multiplied as such; bfloat16 that is widened in pairs of vectors from the first
-// one on, the last alone if their number is odd.
+// How weights of S are packed: as pairs if they are multiplied as such; bfloat16 that is widened in pairs of vectors from the
+// first one on, the last alone if their number is odd.
 template <class S>
 using Packed = std::conditional_t<kTogether<S> == 2, Pair, std::conditional_t<std::is_same_v<S, BFloat16>, Alternating, S>>;
 
 constexpr int64_t kLineBytes = 64;  // of a cache
 
-// What the next product will read, in pieces: each block of rows fetches one, a line of it at every step of its sums. Large weights
-// come from the third-level cache or from memory, which the first block would wait for otherwise.
+// What the next product will read, in pieces: each block of rows fetches one, a line of it at every step of its sums. Otherwise
+// the first block of rows would wait for weights that come from the third-level cache or from memory.
 struct Ahead {
   const void* lines = nullptr;
   int64_t distance = 0;  // from piece to piece, in bytes
@@ -79,8 +79,8 @@ constexpr int max_tile_rows(int vectors) {
   return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 8;
 }
 
-// Whether such a tile fetches a line of what comes next at every step: its loads leave room for one more, and a vector is a line, so
-// that as few blocks of rows as there are vectors fetch all of the next panel.
+// Whether such a tile fetches a line of what comes next at every step: its loads leave room for one more, and a vector is a line,
+// so that as few blocks of rows as there are vectors fetch all of the next panel.
 constexpr bool fetches_ahead(int rows, int vectors) { return kVectorBytes == kLineBytes && rows >= 3 && vectors >= 3; }
 
 // So few rows take two strips or panels at once: more products for each element of theirs.
@@ -187,7 +187,7 @@ void run_tile(const Tile<E, B, A>& tile) {
   const char* ahead = static_cast<const char*>(tile.ahead.lines);
   int64_t k = 0;
   for (; k + kSteps <= tile.depth; k += kSteps, b += kSteps * tile.b_stride) {
-    if constexpr (fetches_ahead(kRows, kVectors)) {
+    if constexpr (kOrder == Order::kRows && fetches_ahead(kRows, kVectors)) {
       __builtin_prefetch(ahead, 0, 2);  // to read, into the second-level cache
       ahead += kLineBytes;
     }

@@ -12,7 +12,7 @@ namespace rnnkernels::cpu::RNNKERNELS_ISA {
 template <class T>
 inline constexpr int64_t kLanes = Vec<T>::size;
 
-// Elements of an operand that one multiply-add consumes: dot products take two by two, and so do packed operands have them.
+// Elements of an operand that one multiply-add consumes: dot products take them two by two, and packed operands have them so.
 template <class S>
 inline constexpr int64_t kTogether = int64_t(sizeof(Compute<S>) / sizeof(Operand<S>));
 

@@ -86,7 +86,7 @@ class Steps {
     return larger(smaller(active(t), slice.last) - slice.first, 0);
   }
 
-  // The batch cut into contiguous slices of about as many active elements each: writes slice `index` of `count`.
+  // Slice `index` of `count`: the batch cut into contiguous slices of about as many active elements each.
   Range slice(int64_t index, int64_t count) const {
     if (batch_sizes_ == nullptr) return share(batch_, index, count);
     return {cut(index, count), cut(index + 1, count)};
@@ -111,18 +111,31 @@ class Steps {
   }
 
  private:
-  // The first row of slice `index`: as many elements lie before it as index / count of all of them.
+  // The first row of slice `index`, such that the largest slice has as few elements as can be.
   int64_t cut(int64_t index, int64_t count) const {
     if (index == 0) return 0;
     if (index == count) return batch_;
     int64_t total = 0;
     for (int64_t t = 0; t < steps_; ++t) total += batch_sizes_[t];
-    int64_t length = steps_, before = 0, row = 0;
-    for (; row < batch_ && before < total * index / count; ++row) {
-      while (length > 0 && batch_sizes_[length - 1] <= row) --length;
-      before += length;
+    int64_t too_few = total / count - 1, enough = total;
+    while (enough - too_few > 1) {
+      const int64_t most = (too_few + enough) / 2;
+      (first_row(count, most) == batch_ ? enough : too_few) = most;
     }
-    return row;
+    return first_row(index, enough);
+  }
+
+  // The first row of slice `index`, or the end of the batch, if slices in turn take rows while they have at most `most` elements.
+  int64_t first_row(int64_t index, int64_t most) const {
+    int64_t length = steps_, elements = 0;
+    for (int64_t row = 0; row < batch_; ++row) {
+      while (length > 0 && batch_sizes_[length - 1] <= row) --length;
+      elements += length;
+      if (elements <= most || row == 0) continue;
+      if (--index == 0) return row;
+      elements = length;
+    }
+    return batch_;
   }
 
   int64_t steps_, batch_;

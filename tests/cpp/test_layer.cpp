@@ -320,6 +320,12 @@ void check_special_shapes() {
     check_shape<BFloat16>({lstm, 4, 9, {}, 70, 60, 60, 2, true, false}, 17);  // the only chunk, rounded as it is summed
     check_shape<BFloat16>({lstm, 1, 40, {}, 70, 66, 66, 2, true, false}, 18);
     check_shape<float>({lstm, 12, 1, {}, 40, 64, 64, 2, true, false}, 20);  // short steps, units shared
+    check_shape<float>({lstm, 10, 2, {}, 40, 230, 230, 1, true, false}, 21);  // one chunk of W_ih x, its panels packed when used
+    check_shape<BFloat16>({lstm, 10, 2, {}, 80, 230, 230, 2, true, false}, 22);
+    check_shape<float>({lstm, 80, 2, {}, 5, 100, 100, 1, true, false}, 23);  // panels packed at their first use, several chunks
+    check_shape<float>({lstm, 9, 5, {}, 300, 20, 20, 2, true, false}, 24);    // a thread's own panel in the gradient of W_ih
+    check_shape<BFloat16>({lstm, 9, 5, {5, 5, 5, 4, 4, 2, 1, 1, 1}, 301, 21, 21, 1, true, false}, 25);
+    if (lstm) check_shape<BFloat16>({lstm, 6, 7, {}, 33, 17, 9, 2, true, true}, 26);  // odd numbers of pairs' elements
     if (lstm) check_shape<float>({lstm, 1, 40, {}, 33, 17, 9, 2, true, true}, 19);
   }
 }
