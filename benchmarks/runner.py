@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import gc
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -130,12 +131,13 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settings, limits: dict[str, Any]) -> Row:
     problem = make_problem(case, settings.seed, settings.device)
     rows = sum(problem.lengths)
-    seconds = min(0.05, settings.seconds)
+    seconds = min(0.01, settings.seconds)
     others = machine.Others()
+    walls: list[float | None] = []
     with _kept_on(settings.threads):
-        before = wall.rate(case, limits, settings.threads, seconds)
-        measured, ready = _measure(problem, contestants, settings)
-        after = wall.rate(case, limits, settings.threads, seconds)
+        measured, ready = _measure(
+            problem, contestants, settings, lambda: walls.append(wall.rate(case, limits, settings.threads, seconds))
+        )
     share_of_others = others.share()  # before processes of this run's own are started
     for name, entry in _peaks(case, ready, contestants, settings).items():
         measured[name] |= entry
@@ -144,7 +146,7 @@ def _row(case: Case, contestants: Sequence[providers.Provider], settings: Settin
         "group": case.group,
         "rows": rows,
         "operations": flops.operations(case, rows),
-        "wall_flops": max(before, after) if before and after else None,
+        "wall_flops": statistics.median(known) if (known := [rate for rate in walls if rate]) else None,
         "others_share": share_of_others,
         "baseline_kernel": baseline.kernel(case, settings.device),
         "results": measured,
@@ -164,7 +166,7 @@ def _kept_on(threads: int) -> Iterator[None]:
 
 
 def _measure(
-    problem: Problem, contestants: Sequence[providers.Provider], settings: Settings
+    problem: Problem, contestants: Sequence[providers.Provider], settings: Settings, beside: Callable[[], object]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, timing.Contestant]]:
     """-> entries by provider, and who was timed."""
     case = problem.case
@@ -190,14 +192,14 @@ def _measure(
             continue
         ready[provider.name] = timing.Contestant(prepared.call, functools.partial(within, provider.scope, prepared.scope))
     del gate
-    for name, entry in _times(ready, settings).items():
+    for name, entry in _times(ready, settings, beside).items():
         results[name] |= entry
     return results, ready
 
 
-def _times(ready: dict[str, timing.Contestant], settings: Settings) -> dict[str, dict[str, Any]]:
+def _times(ready: dict[str, timing.Contestant], settings: Settings, beside: Callable[[], object]) -> dict[str, dict[str, Any]]:
     options: dict[str, Any] = {"seconds": settings.seconds, "min_rounds": settings.min_rounds, "seed": settings.seed}
-    samples, calls = timing.interleave(ready, **options)
+    samples, calls = timing.interleave(ready, **options, beside=beside)
     base = samples[providers.BASELINE]
     entries = {
         name: asdict(timing.summarize(own, base, calls[name])) | {"samples_s": _short(own)} for name, own in samples.items()

@@ -49,12 +49,19 @@ class Timing:
 
 
 def interleave(
-    contestants: dict[str, Contestant], *, seconds: float, min_rounds: int, seed: int, before: Callable[[], object] | None = None
+    contestants: dict[str, Contestant],
+    *,
+    seconds: float,
+    min_rounds: int,
+    seed: int,
+    before: Callable[[], object] | None = None,
+    beside: Callable[[], object] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Time every contestant for about ``seconds`` on average, in at least ``min_rounds`` and at most MOST_ROUNDS rounds.
 
     Args:
         before: called ahead of every timing, to empty the caches; then a timing is a single call.
+        beside: called once a round, in turn with the contestants: what the machine can do at such a moment.
 
     Returns:
         Each contestant's seconds per call in every round, and its calls per round.
@@ -69,12 +76,16 @@ def interleave(
                 once = timer.timeit(1)
                 calls[name] = max(1, round(SHORTEST_TIMING_S / min(once, timer.timeit(3) / 3 if once < 0.1 else once)))
     samples: dict[str, list[float]] = {name: [] for name in timers}
-    order = list(timers)
+    order: list[str | None] = [*timers, None] if beside is not None else [*timers]
     deadline = time.monotonic() + seconds * len(timers)
     done = 0
     while done < min_rounds or (time.monotonic() < deadline and done < max(min_rounds, MOST_ROUNDS)):
         shuffle(order)
         for name in order:
+            if name is None:
+                time.sleep(PAUSE_S)
+                beside()
+                continue
             with contestants[name].scope():
                 time.sleep(PAUSE_S)
                 if before is not None:

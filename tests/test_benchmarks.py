@@ -211,6 +211,16 @@ def test_a_contestant_is_called_within_its_scope_and_only_there():
     assert min(calls.values()) > 1
 
 
+def test_the_machine_is_measured_once_a_round_outside_of_all_scopes():
+    measured = []
+    contestants = {"base": Contestant(lambda: None, lambda: torch.inference_mode())}
+    samples, _ = interleave(
+        contestants, seconds=0, min_rounds=4, seed=0, beside=lambda: measured.append(torch.is_inference_mode_enabled())
+    )
+    assert measured == [False] * 4
+    assert {name: len(own) for name, own in samples.items()} == {"base": 4}
+
+
 def test_caches_are_emptied_before_every_cold_call_and_only_one_call_is_timed():
     events = []
     contestants = {name: Contestant(lambda name=name: events.append(name), nullcontext) for name in "ab"}
