@@ -82,12 +82,11 @@ def interleave(
     while done < min_rounds or (time.monotonic() < deadline and done < max(min_rounds, MOST_ROUNDS)):
         shuffle(order)
         for name in order:
+            time.sleep(PAUSE_S)
             if name is None:
-                time.sleep(PAUSE_S)
                 beside()
                 continue
             with contestants[name].scope():
-                time.sleep(PAUSE_S)
                 if before is not None:
                     before()
                 elif calls[name] > 1:

@@ -151,7 +151,7 @@ class StreamSession {
 
    private:
     using Clock = std::chrono::steady_clock;
-    static constexpr std::chrono::microseconds kPause{1000};
+    static constexpr std::chrono::milliseconds kPause{1};
     static constexpr int64_t kBeforePool = 32;
 
     Clock::time_point last_{};

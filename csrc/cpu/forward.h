@@ -150,7 +150,9 @@ class Forward {
           // Both buffers: a row may stay idle through any number of steps before its own first.
           for (const Matrix<A>& h : to.h)
             load_row(h.row(b), state_row(arguments_->h0, d, b, layer_.state_size), layer_.state_size, h.stride);
-          if (layer_.has_projection) std::memset(to.hidden.row(b), 0, size_t(to.hidden.stride) * sizeof(A));
+          // Pairs reach into the padding of an odd number of units.
+          if (kTogether<S> == 2 && layer_.has_projection)
+            std::memset(to.hidden.row(b), 0, size_t(to.hidden.stride) * sizeof(A));
           if (kCarriesState) load_state(to.carried, arguments_->h0, d, b);
           if (Cell::kHasCellState) load_state(to.c, arguments_->c0, d, b);
         }

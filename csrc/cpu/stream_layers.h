@@ -140,8 +140,8 @@ class StreamLayers {
   static constexpr int64_t lanes = kLanes<C>;
   // Accumulators, a widened weight vector and a broadcast share the register file.
   static constexpr int kMostRows = kRegisters == 32 ? 4 : 2;
-  // Multiply-adds of a layer that repay waking the pool, about 80 us of them. Two idle cores halve such a step; on a
-  // core that is not idle the step waits for its turn there, which is why smaller ones never try.
+  // Multiply-adds of a layer that repay sharing it with threads that are awake, about 10 us of them. Whoever calls gives a pool
+  // only while they are.
   static constexpr int64_t kWorthSharingStep = 3 << 17;
 
  public:
